@@ -1,0 +1,174 @@
+"""The append-only log: content-addressed blobs and manifests, and one record per version of a name.
+
+    blobs/sha256/<digest>                 a file as it was uploaded
+    manifests/sha256/<digest>.json        what an adapter is; its digest is the adapter's
+    names/<tenant>/<name>/<version>.json  version n of a name; created only if absent, which commits it
+
+Nothing is ever changed in place. Whatever is read is checked against its digest.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from obstore.exceptions import BaseError
+
+from adapters_store import canonical, records
+from adapters_store.errors import AdapterCorrupt, AdapterNotFound, StorageFull, damaged, read_error
+from adapters_store.objects import ObjectMissing, Objects, Source, open_objects
+from adapters_store.records import Blob, Record
+
+READERS = 32  # parallel reads while the index is built; each waits for the network on a remote store
+_KEY = re.compile(r"names/(?P<tenant>[^/]+)/(?P<name>[^/]+)/(?P<version>[1-9][0-9]{0,9})\.json")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A record and where it stands."""
+
+    tenant: str
+    name: str
+    record: Record
+
+
+class Log:
+    """Thread-safe; several processes may share one store."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+
+    @property
+    def staging(self) -> Path:
+        """Folder for uploads in flight; leftovers of dead processes are swept when the store is opened."""
+        return self._objects.staging
+
+    def commit(
+        self,
+        tenant: str,
+        name: str,
+        version: int,
+        event: str,
+        manifest: Mapping[str, Any] | None = None,
+        files: Mapping[str, Source] | None = None,
+    ) -> Record | None:
+        """Appends version `version` of a name: its blobs, its manifest, then its record.
+
+        files: blob digest -> content. Without manifest: a tombstone. Returns None if the version exists already.
+        Raises StorageFull or StoreUnavailable, with nothing changed.
+        """
+        data = canonical.dump(manifest) if manifest is not None else None
+        digest = canonical.digest(data) if data is not None else None
+        objects = {_blob_key(key): source for key, source in (files or {}).items()}
+        if data is not None and digest is not None:
+            objects[_manifest_key(digest)] = data
+        line = records.encode(version, event, manifest, digest)
+        if not self._objects.publish(objects, (f"names/{tenant}/{name}/{version}.json", line)):
+            return None
+        return records.decode(name, version, line)
+
+    def restore(self, manifest: Mapping[str, Any], files: Mapping[str, Source]) -> None:
+        """Writes blobs and manifest of a known adapter again, in place of damaged ones."""
+        data = canonical.dump(manifest)
+        objects = {_blob_key(key): source for key, source in files.items()}
+        self._objects.publish({**objects, _manifest_key(canonical.digest(data)): data})
+
+    def records(self) -> list[Located]:
+        """Every record of the store, each name's in order: one listing, then the records in parallel."""
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(self._locate, self._objects.sizes("names/"))
+            return sorted((item for item in found if item), key=lambda item: item.record.version)
+
+    def records_of(self, tenant: str, name: str, after: int = 0) -> list[Record]:
+        """The versions of one name above `after`, in order."""
+        prefix = f"names/{tenant}/{name}/"
+        versions = {int(found["version"]): key for key in self._objects.sizes(prefix) if (found := _KEY.fullmatch(key))}
+        located = (self._locate(versions[version]) for version in sorted(versions) if version > after)
+        return [item.record for item in located if item]
+
+    def manifest(self, digest: str) -> dict[str, Any]:
+        """The manifest, checked. Raises AdapterNotFound, AdapterCorrupt or StoreUnavailable."""
+        if not _DIGEST.fullmatch(digest):
+            raise AdapterNotFound("A digest is 64 hexadecimal characters.", param="model")
+        try:
+            data = self._objects.get(_manifest_key(digest))
+        except ObjectMissing:
+            raise AdapterNotFound(f"The adapter `sha256:{digest}` does not exist.", param="model") from None
+        except OSError as error:
+            raise read_error(error, "manifest") from error
+        if canonical.digest(data) != digest:
+            raise damaged("manifest")
+        manifest: dict[str, Any] = json.loads(data)
+        return manifest
+
+    @contextmanager
+    def blob(self, blob: Blob) -> Iterator[Path]:
+        """A blob as a local file, its digest checked before the context begins.
+
+        Raises AdapterCorrupt or StoreUnavailable; errors of the context's user pass as they are.
+        """
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(self._objects.file(_blob_key(blob.digest)))
+                sound = path.stat().st_size == blob.size and canonical.digest_file(path) == blob.digest
+            except ObjectMissing:
+                raise damaged("file") from None
+            except OSError as error:
+                raise read_error(error, "file") from error
+            if not sound:
+                raise damaged("file")
+            yield path
+
+    def sizes(self) -> dict[str, int]:
+        """Sizes of all blobs and manifests by key: two listings."""
+        return {**self._objects.sizes("blobs/"), **self._objects.sizes("manifests/")}
+
+    def sweep(self) -> None:
+        self._objects.sweep()
+
+    def _locate(self, key: str) -> Located | None:
+        found = _KEY.fullmatch(key)
+        if found is None:
+            return None  # not ours
+        name, version = found["name"], int(found["version"])
+        try:
+            record = records.decode(name, version, self._objects.get(key))
+        except ObjectMissing:
+            return None  # taken back by its writer between listing and reading
+        except OSError as error:
+            failure = read_error(error, "record")
+            if not isinstance(failure, AdapterCorrupt):
+                raise failure from error
+            record = records.unreadable(name, version)
+        return Located(found["tenant"], name, record)
+
+
+def open_store(url: str) -> Log:
+    """The store at a URL or in a folder; leftovers of interrupted writers are swept. Raises StorageFull."""
+    try:
+        log = Log(open_objects(url))
+        log.sweep()
+    except (OSError, BaseError, ValueError) as error:
+        raise StorageFull(f"The adapter store `{canonical.shorten(url)}` cannot be opened for writing.") from error
+    return log
+
+
+def lost(record: Record, sizes: Mapping[str, int]) -> set[str]:
+    """The digests of those of the record's files, its manifest included, that are missing or not in full size."""
+    found = {blob.digest for blob in record.blobs.values() if sizes.get(_blob_key(blob.digest)) != blob.size}
+    if record.manifest is not None and _manifest_key(record.manifest) not in sizes:
+        found.add(record.manifest)
+    return found
+
+
+def _blob_key(digest: str) -> str:
+    return f"blobs/sha256/{digest}"
+
+
+def _manifest_key(digest: str) -> str:
+    return f"manifests/sha256/{digest}.json"

@@ -1,0 +1,62 @@
+"""Names of adapters and the ways to refer to one."""
+
+import re
+from dataclasses import dataclass
+
+from adapters_store.canonical import shorten
+from adapters_store.errors import AdapterInvalid, AdapterNotFound
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+# TGI's and Hugging Face's chat clients send `tgi` and `dummy` as the model when they mean the base.
+_RESERVED = frozenset({"base", "__base__", "tgi", "dummy"})
+_NAME = re.compile(NAME[1:-1])
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"[1-9][0-9]{0,9}")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """`name`, `name@3` or `sha256:<digest>`: either `digest` or `name` is set."""
+
+    name: str | None = None
+    version: int | None = None
+    digest: str | None = None
+
+
+def check_name(name: str, base_id: str) -> None:
+    """Raises AdapterInvalid `bad_name`; any name that passes is also a safe path segment."""
+    if not _NAME.fullmatch(name):
+        problem = f"must match {NAME}"
+    elif name in _RESERVED or name in (base_id, base_id.lower()):
+        problem = "means the base model"
+    else:
+        return
+    raise AdapterInvalid(f"The adapter name `{shorten(name)}` {problem}.", code="bad_name", param="name")
+
+
+def check_tenant(tenant: str) -> None:
+    if not _TENANT.fullmatch(tenant):
+        raise ValueError("a tenant is one path segment of letters, digits, `_` and `-`")
+
+
+def parse(reference: str, base_id: str) -> Reference:
+    """Takes a reference apart; `base:name` is `name`. Raises AdapterNotFound where it can name nothing."""
+    if reference.startswith("sha256:"):
+        digest = reference.removeprefix("sha256:")
+        if _DIGEST.fullmatch(digest):
+            return Reference(digest=digest)
+        raise not_found(reference)
+    prefix, colon, rest = reference.rpartition(":")
+    if colon and prefix not in ("base", base_id):
+        raise not_found(reference)
+    name, at, version = rest.partition("@")
+    if not _NAME.fullmatch(name) or (at and not _VERSION.fullmatch(version)):
+        raise not_found(reference)
+    return Reference(name=name, version=int(version) if at else None)
+
+
+def not_found(reference: str, near: list[str] | None = None) -> AdapterNotFound:
+    """vLLM's text, then the nearest names."""
+    hint = f" Did you mean {', '.join(f'`{name}`' for name in near)}?" if near else ""
+    return AdapterNotFound(f"The model `{shorten(reference)}` does not exist.{hint}", param="model")

@@ -1,0 +1,316 @@
+"""Adapters by name: the one door to the store for uploads, look-ups and loads."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace as with_changes
+from pathlib import Path
+from typing import Any
+
+from adapters_store import canonical, names
+from adapters_store.errors import (
+    AdapterConflict,
+    AdapterCorrupt,
+    AdapterInvalid,
+    AdapterNotFound,
+    PreconditionFailed,
+    StoreUnavailable,
+    read_error,
+)
+from adapters_store.formats import peft
+from adapters_store.forms import AdapterWeights, BaseSpec
+from adapters_store.index import Index
+from adapters_store.info import AdapterInfo, AdapterRef, Notice
+from adapters_store.limits import Limits
+from adapters_store.log import Log, lost
+from adapters_store.objects import Source
+from adapters_store.records import DELETED, Blob, Record
+
+_ATTEMPTS = 32  # lost races in a row before a writer gives up; each loss means that somebody else won
+_UPLOAD: Mapping[str, Any] = {"type": "upload"}
+_DAMAGED = Notice("adapter_corrupt", "A stored file of this adapter is damaged or missing; upload it again.")
+_Infos = list[AdapterInfo]  # inside the class, `list` is the method
+
+
+class AdapterRegistry:
+    """Adapters of one base model. Thread-safe; blocking, except `resolve`, `info`, `list` and `versions`."""
+
+    def __init__(self, store: Log, base: BaseSpec, limits: Limits | None = None) -> None:
+        self._log = store
+        self._base = base
+        self._limits = limits or Limits()
+        self._index = Index()
+        self._damaged: set[str] = set()  # digests of manifests and blobs; adapters may share a blob
+        self.refresh()
+
+    # --- look-ups, in memory
+
+    def resolve(self, reference: str, tenant: str = "public") -> AdapterRef:
+        """The immutable version that `name`, `name@3`, `sha256:<digest>` or `base:name` means now.
+
+        Raises AdapterNotFound, also for another tenant's adapter, or AdapterCorrupt.
+        """
+        name, record = self._find(reference, tenant)
+        if record.manifest is None:
+            raise AdapterCorrupt(_DAMAGED.message)
+        return AdapterRef(name, record.version, record.manifest, tenant)
+
+    def info(self, reference: str, tenant: str = "public") -> AdapterInfo:
+        return self._shown(self._find(reference, tenant)[1])
+
+    def list(self, tenant: str = "public", cursor: str | None = None, limit: int = 100) -> tuple[_Infos, str | None]:
+        """A page of current adapters by name, and the cursor of the next page or None. Damaged ones are listed."""
+        found = self._index.names(tenant, cursor or "", limit + 1)
+        records = [record for name in found[:limit] if (record := self._index.current(tenant, name))]
+        return [self._shown(record) for record in records], found[limit - 1] if len(found) > limit else None
+
+    def versions(self, name: str, tenant: str = "public") -> _Infos:
+        """Every version of a name, newest first, deletions included. Raises AdapterNotFound for an unused name."""
+        records = self._index.versions(tenant, name)
+        if not records:
+            raise names.not_found(name, self._index.near(tenant, name))
+        return [self._shown(record) for record in reversed(records)]
+
+    # --- changes
+
+    def add(
+        self,
+        name: str,
+        config: bytes,
+        weights_path: Path,
+        *,
+        tenant: str = "public",
+        if_match: str | None = None,
+        replace: bool = False,
+        provenance: Mapping[str, Any] = _UPLOAD,
+    ) -> tuple[AdapterInfo, bool]:
+        """Checks and stores an adapter as the next version of a name; (info, True), or (info, False) if the name
+        holds this content already.
+
+        Raises AdapterInvalid, UnsupportedFormat, AdapterConflict (other content, and neither `if_match` nor
+        `replace`), PreconditionFailed (`if_match` is not the current digest), StorageFull, StoreUnavailable. All or
+        nothing. Errors in reading `weights_path` are the caller's: OSError.
+        """
+        names.check_name(name, self._base.id)
+        names.check_tenant(tenant)
+        blobs = {
+            peft.CONFIG_FILE: Blob(canonical.digest(config), len(config)),
+            peft.WEIGHTS_FILE: Blob(canonical.digest_file(weights_path), weights_path.stat().st_size),
+        }
+        files: dict[str, Source] = {
+            blobs[peft.CONFIG_FILE].digest: config,
+            blobs[peft.WEIGHTS_FILE].digest: weights_path,
+        }
+        self._refresh_name(tenant, name)
+        self._check_free(tenant, name, blobs, if_match, replace)
+        imported = peft.inspect(config, weights_path, self._base, self._limits)
+        manifest = self._manifest(imported, blobs, provenance)
+        for _ in range(_ATTEMPTS):
+            current = self._check_free(tenant, name, blobs, if_match, replace)
+            if current and (self._sound(current) or self._restored(current, manifest, files)):
+                return self._shown(current), False
+            if record := self._log.commit(tenant, name, self._next(tenant, name), "upload", manifest, files):
+                self._damaged.difference_update(files)
+                return self._committed(tenant, name, record), True
+            self._refresh_name(tenant, name)
+        raise _busy(name)
+
+    def delete(self, name: str, tenant: str = "public", if_match: str | None = None) -> None:
+        """Appends a tombstone; the content stays loadable by digest. Raises AdapterNotFound, PreconditionFailed."""
+        for _ in range(_ATTEMPTS):
+            self._refresh_name(tenant, name)
+            current = self._index.current(tenant, name)
+            if current is None:
+                raise names.not_found(name, self._index.near(tenant, name))
+            _check_match(current, if_match)
+            if record := self._log.commit(tenant, name, self._next(tenant, name), DELETED):
+                self._committed(tenant, name, record)
+                return
+        raise _busy(name)
+
+    def rollback(self, name: str, version: int, tenant: str = "public") -> AdapterInfo:
+        """Appends a version with the content of an older one; of a deleted name, too. No change if it is current."""
+        for _ in range(_ATTEMPTS):
+            self._refresh_name(tenant, name)
+            wanted = self._index.version(tenant, name, version)
+            if wanted is None or wanted.manifest is None:
+                raise names.not_found(f"{name}@{version}")
+            current = self._index.current(tenant, name)
+            if current is not None and current.manifest == wanted.manifest:
+                return self._shown(current)
+            manifest = self._log.manifest(wanted.manifest)
+            if record := self._log.commit(tenant, name, self._next(tenant, name), "rollback", manifest):
+                return self._committed(tenant, name, record)
+        raise _busy(name)
+
+    # --- content
+
+    def load(self, digest: str) -> AdapterWeights:
+        """The forms of an adapter, its files verified.
+
+        Raises AdapterCorrupt, AdapterNotFound, AdapterInvalid, StoreUnavailable.
+        """
+        with self._watched(digest):
+            manifest = self._log.manifest(digest)
+        if manifest["base"]["fingerprint"] != self._base.fingerprint:
+            raise AdapterInvalid(
+                f"The adapter belongs to `{manifest['base']['id']}`, not to the served base.", code="base_mismatch"
+            )
+        blobs = {name: Blob(**blob) for name, blob in manifest["blobs"].items()}
+        with self._blob(blobs[peft.CONFIG_FILE]) as config, self._blob(blobs[peft.WEIGHTS_FILE]) as weights:
+            try:
+                return peft.load(config.read_bytes(), weights, self._base, self._limits, digest)
+            except OSError as error:
+                raise read_error(error, "file") from error
+
+    def open_file(self, reference: str, filename: str, tenant: str = "public") -> tuple[int, Iterator[bytes]]:
+        """Size and bytes of a stored file, verified before the first block; closing the iterator releases it."""
+        record = self._find(reference, tenant)[1]
+        blob = record.blobs.get(filename)
+        if blob is None:
+            raise AdapterNotFound(
+                f"The adapter has no file `{canonical.shorten(filename)}`; it has {', '.join(record.blobs)}.",
+                code="file_not_found",
+            )
+        stream = self._stream(blob)
+        next(stream)  # opens and verifies now, so that a damaged file is an error and not a cut answer
+        return blob.size, stream
+
+    # --- upkeep
+
+    def refresh(self) -> None:
+        """Reads the whole log again; names whose manifest or blobs are missing or short are marked damaged."""
+        for item in self._log.records():
+            self._index.put(item.tenant, item.name, item.record)
+        sizes = self._log.sizes()
+        self._damaged = {digest for record in self._index.all_current() for digest in lost(record, sizes)}
+
+    def verify(self, stop: Callable[[], bool] = lambda: False) -> frozenset[str]:
+        """Hashes every file of every current adapter, for a background thread; the digests of damaged adapters."""
+        records = {record.manifest: record for record in self._index.all_current()}
+        for record in records.values():
+            if stop():
+                break
+            with suppress(StoreUnavailable):  # that says nothing of the adapter
+                self._sound(record)
+        return frozenset(digest for digest, record in records.items() if digest and self._is_damaged(record))
+
+    def _sound(self, record: Record) -> bool:
+        """Whether manifest and files have their digests; every one is read."""
+        if record.manifest is not None:
+            with suppress(AdapterCorrupt, AdapterNotFound), self._watched(record.manifest):
+                self._log.manifest(record.manifest)
+        for blob in record.blobs.values():
+            with suppress(AdapterCorrupt), self._blob(blob):
+                pass
+        return not self._is_damaged(record)
+
+    def _restored(self, record: Record, manifest: Mapping[str, Any], files: Mapping[str, Source]) -> bool:
+        """Writes the files again. False if the manifest is still damaged: an older Polyrank may have worded it."""
+        self._log.restore(manifest, files)
+        return self._sound(record)
+
+    def _is_damaged(self, record: Record) -> bool:
+        return not self._damaged.isdisjoint({record.manifest, *(blob.digest for blob in record.blobs.values())})
+
+    @contextmanager
+    def _blob(self, blob: Blob) -> Iterator[Path]:
+        with ExitStack() as stack:
+            with self._watched(blob.digest):
+                path = stack.enter_context(self._log.blob(blob))
+            yield path
+
+    @contextmanager
+    def _watched(self, digest: str) -> Iterator[None]:
+        """Remembers whether the file that is read here was found damaged or sound."""
+        try:
+            yield
+        except (AdapterCorrupt, AdapterNotFound):
+            self._damaged.add(digest)
+            raise
+        self._damaged.discard(digest)
+
+    def _find(self, reference: str, tenant: str) -> tuple[str, Record]:
+        parsed = names.parse(reference, self._base.id)
+        name, version = parsed.name, parsed.version
+        if parsed.digest is not None:
+            name, version = self._index.by_digest(tenant, parsed.digest) or (None, None)
+        if name is None:
+            raise names.not_found(reference)
+        record = self._index.current(tenant, name)
+        if version is not None and (record is not None or parsed.digest is not None):
+            record = self._index.version(tenant, name, version)
+        if record is None or record.deleted:
+            raise names.not_found(reference, self._index.near(tenant, name))
+        return name, record
+
+    def _check_free(
+        self, tenant: str, name: str, blobs: Mapping[str, Blob], if_match: str | None, replace: bool
+    ) -> Record | None:
+        """The current record if it holds this very content, None if a new version may be written."""
+        current = self._index.current(tenant, name)
+        if current is not None and current.blobs == blobs and current.info.base.fingerprint == self._base.fingerprint:
+            return current
+        if if_match is not None:
+            _check_match(current, if_match)
+        elif current is not None and not replace:
+            raise AdapterConflict(
+                f"`{name}` holds other content (version {current.version}, digest {current.manifest}). Send "
+                "`If-Match` with that digest, or `?replace=true`.",
+                param="name",
+            )
+        return None
+
+    def _manifest(
+        self, imported: peft.Imported, blobs: Mapping[str, Blob], provenance: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        return {
+            "schema": 1,
+            "base": {"id": self._base.id, "fingerprint": self._base.fingerprint},
+            **imported.manifest_fields(),
+            "bytes": blobs[peft.WEIGHTS_FILE].size,
+            "blobs": {name: {"digest": blob.digest, "size": blob.size} for name, blob in blobs.items()},
+            "compression": None,
+            "provenance": dict(provenance),
+        }
+
+    def _committed(self, tenant: str, name: str, record: Record) -> AdapterInfo:
+        self._index.put(tenant, name, record)
+        self._damaged.discard(record.manifest or "")
+        return self._shown(record)
+
+    def _next(self, tenant: str, name: str) -> int:
+        versions = self._index.versions(tenant, name)
+        return versions[-1].version + 1 if versions else 1
+
+    def _refresh_name(self, tenant: str, name: str) -> None:
+        known = self._index.versions(tenant, name)
+        for record in self._log.records_of(tenant, name, after=known[-1].version if known else 0):
+            self._index.put(tenant, name, record)
+
+    def _shown(self, record: Record) -> AdapterInfo:
+        if self._is_damaged(record):
+            return with_changes(record.info, warnings=(*record.info.warnings, _DAMAGED))
+        return record.info
+
+    def _stream(self, blob: Blob) -> Iterator[bytes]:
+        with self._blob(blob) as path:
+            try:
+                with path.open("rb") as file:
+                    yield b""
+                    while block := file.read(canonical.CHUNK):
+                        yield block
+            except OSError as error:
+                raise read_error(error, "file") from error
+
+
+def _check_match(current: Record | None, if_match: str | None) -> None:
+    if if_match is None:
+        return
+    wanted = if_match.strip().removeprefix("W/").strip('"').removeprefix("sha256:")
+    if current is None or (wanted != "*" and wanted != current.manifest):
+        found = f"holds {current.manifest}" if current is not None else "does not exist"
+        raise PreconditionFailed(f"`If-Match` names another digest: the adapter {found}.", param="If-Match")
+
+
+def _busy(name: str) -> AdapterConflict:
+    return AdapterConflict(f"`{name}` is being changed by others at this moment; try again.", param="name")

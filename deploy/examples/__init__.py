@@ -1,0 +1,1 @@
+"""Example tasks, their training and their evaluation."""

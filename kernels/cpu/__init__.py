@@ -1,0 +1,1 @@
+"""C++ kernels for CPU, built once on first use and cached."""

@@ -1,0 +1,128 @@
+// y += w * (h B + bias): every output column is one sum over the ranks, in their order.
+#pragma once
+
+#include "factors.h"
+#include "segments.h"
+#include "split.h"
+
+namespace polyrank {
+
+constexpr int64_t EXPAND_UNIT = 2 * STEP;  // columns: the unit in which threads share a right factor
+
+template <class Y>
+struct Output {
+  Y* y;
+  int64_t stride, columns;
+  const Entry* entries;
+  float* partial;
+
+  // Adds w * delta to `n` columns at `j`; rounds when this is the row's last entry.
+  void add(const Entry& entry, const float* bias, Pair delta, int64_t j, int64_t n) const {
+    if (bias) {
+      const Pair b = load_pair(bias + j, n);
+      delta = {delta.low + b.low, delta.high + b.high};
+    }
+    Y* row = y + entry.row * stride + j;
+    float* sums = entry.partial < 0 ? nullptr : partial + entry.partial * columns + j;
+    const Pair before = entry.first ? load_pair(row, n) : load_pair(sums, n);
+    const Pair after = fmadd(Vec(entry.weight), delta, before);
+    if (entry.last) {
+      store_pair(row, after, n);
+    } else {
+      store_pair(sums, after, n);
+    }
+  }
+};
+
+// ROWS entries from `i` on, PAIRS pairs of columns from `j` on; `n` columns of the last pair are valid. Meanwhile the
+// tile at `ahead` comes into the cache.
+template <class F, class Y, int ROWS, int PAIRS>
+inline void expand_tile(
+    const Segment& segment, const Output<Y>& output, int64_t i, int64_t j, int64_t n, const F* ahead) {
+  const int64_t rank = segment.rank, columns = output.columns;
+  const F* b = static_cast<const F*>(segment.right) + j;
+  const float* hidden = segment.hidden + i * rank;
+  Pair sums[ROWS][PAIRS];
+  for (auto& row : sums)
+    for (auto& pair : row) pair = {Vec(0.0f), Vec(0.0f)};
+  for (int64_t q = 0; q < rank; ++q, b += columns, ahead += columns) {
+#pragma GCC unroll 8
+    for (int p = 0; p < PAIRS; ++p) {
+      __builtin_prefetch(ahead + p * STEP, 0, TO_L2);
+      const Pair factor = p + 1 < PAIRS ? load_pair(b + p * STEP) : load_pair(b + p * STEP, n);
+      for (int r = 0; r < ROWS; ++r) sums[r][p] = fmadd(Vec(hidden[r * rank + q]), factor, sums[r][p]);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int p = 0; p < PAIRS; ++p)
+      output.add(
+          output.entries[segment.first + i + r], segment.bias, sums[r][p], j + p * STEP, p + 1 < PAIRS ? STEP : n);
+}
+
+template <class F, class Y, int ROWS, int PAIRS>
+inline int64_t expand_tiles(
+    const Segment& segment, const Output<Y>& output, int64_t i, int64_t j, int64_t end, const void* next) {
+  constexpr int64_t WIDTH = PAIRS * STEP;
+  const auto tile = [&](int64_t n) {
+    const F* ahead = j + WIDTH < end ? static_cast<const F*>(segment.right) + j + WIDTH : static_cast<const F*>(next);
+    expand_tile<F, Y, ROWS, PAIRS>(segment, output, i, j, n, ahead);
+  };
+  for (; j + WIDTH <= end; j += WIDTH) tile(STEP);
+  if (PAIRS == 1 && j < end) tile(end - j);
+  return j;
+}
+
+template <class F, class Y>
+void expand_segment(
+    const Segment& segment, const Output<Y>& output, int64_t first, int64_t last, const void* next) {
+  const int64_t tiled = segment.rows() / TILE_ROWS * TILE_ROWS;
+  for (int64_t begin = first; begin < last && tiled; begin += EXPAND_UNIT) {
+    // A strip of B stays in the L1 cache for all rows; 4 rows of 2 pairs fill half of the registers.
+    for (int64_t i = 0; i < tiled; i += TILE_ROWS) {
+      const int64_t end = std::min(begin + EXPAND_UNIT, last);
+      const int64_t j = expand_tiles<F, Y, TILE_ROWS, 2>(segment, output, i, begin, end, next);
+      expand_tiles<F, Y, TILE_ROWS, 1>(segment, output, i, j, end, next);
+    }
+  }
+  for (int64_t i = tiled; i < segment.rows(); ++i) {
+    // As many sums as the registers hold: one row reads 512 neighbouring bytes of B in bfloat16.
+    int64_t j = expand_tiles<F, Y, 1, 8>(segment, output, i, first, last, next);
+    j = expand_tiles<F, Y, 1, 2>(segment, output, i, j, last, next);
+    expand_tiles<F, Y, 1, 1>(segment, output, i, j, last, next);
+  }
+}
+
+template <class Y>
+void expand_columns(
+    const Segment& segment, const Output<Y>& output, int64_t first, int64_t last, const void* next) {
+  with_factor(segment.type, [&](auto* factor_type) {
+    expand_segment<std::remove_pointer_t<decltype(factor_type)>>(segment, output, first, last, next);
+  });
+}
+
+// Adds every segment's delta to y, from its `hidden`.
+inline void expand(const Segments& segments, at::Tensor& y) {
+  const int64_t out = y.size(1), units = (out + EXPAND_UNIT - 1) / EXPAND_UNIT;
+  std::vector<Share> shares;
+  shares.reserve(segments.list.size());
+  int64_t unit_cost = 0;
+  for (const auto& segment : segments.list) {
+    shares.push_back({units, EXPAND_UNIT * segment.tiles() * (segment.rank + 1)});
+    unit_cost += shares.back().cost;
+  }
+  with_float(y.scalar_type(), "y", [&](auto* y_type) {
+    using Y = std::remove_pointer_t<decltype(y_type)>;
+    const Output<Y> output{y.data_ptr<Y>(), y.stride(0), out, segments.entries.data(), segments.partial.get()};
+    const auto columns = [&](int64_t i, int64_t first, int64_t last) {
+      expand_columns(segments.list[i], output, first * EXPAND_UNIT, std::min(last * EXPAND_UNIT, out),
+                     segments.after(i, &Segment::right));
+    };
+    if (!segments.partial) return split_by_cost(shares, columns);
+    // Two segments may write the same row: a thread keeps its columns through all segments, in their order.
+    split_by_cost({{units, unit_cost}}, [&](int64_t, int64_t first, int64_t last) {
+      for (size_t i = 0; i < segments.list.size(); ++i) columns(i, first, last);
+    });
+  });
+}
+
+}  // namespace polyrank

@@ -1,0 +1,133 @@
+#include "segments.h"
+
+#include "factors.h"
+
+namespace polyrank {
+namespace {
+
+enum Field { A, B, D, BIAS, RANK, DTYPE, WEIGHT, WEIGHT_BIAS, RECORD_FIELDS };  // kernels.segments.Field
+
+void check_vector(const at::Tensor& tensor, const char* name, at::ScalarType type, int64_t size) {
+  TORCH_CHECK_VALUE(
+      tensor.dim() == 1 && tensor.scalar_type() == type && tensor.size(0) == size && tensor.is_contiguous(), name,
+      ": contiguous ", type, " [", size, "] expected, got ", tensor.scalar_type(), " ", tensor.sizes());
+}
+
+class Pool {
+ public:
+  explicit Pool(const at::Tensor& pool) : base_(pool.const_data_ptr<uint8_t>()), bytes_(pool.numel()) {}
+
+  const void* block(int64_t offset, int64_t bytes, const char* name) const {
+    TORCH_CHECK_VALUE(
+        offset >= 0 && bytes <= bytes_ - offset, "block ", name, " at ", offset, " of ", bytes,
+        " bytes lies outside the pool of ", bytes_);
+    return base_ + offset;
+  }
+
+  const float* floats(int64_t offset, int64_t count, const char* name) const {
+    return offset < 0 ? nullptr : static_cast<const float*>(block(offset, 4 * count, name));
+  }
+
+ private:
+  const uint8_t* base_;
+  int64_t bytes_;
+};
+
+Segment read_record(Use use, const int64_t* record, int64_t in, int64_t out, const Pool& pool) {
+  Segment segment{};
+  segment.type = record[DTYPE];
+  TORCH_CHECK_VALUE(
+      segment.type >= 0 && segment.type < int64_t(std::size(FACTOR_BYTES)), "factor type ", segment.type, " is unknown");
+  const int64_t size = FACTOR_BYTES[segment.type];
+  if (use == Use::REPLACE) {
+    segment.rank = record[WEIGHT] < 0 ? 0 : out;
+    segment.bias = pool.floats(record[WEIGHT_BIAS], out, "WEIGHT_BIAS");
+    if (segment.rank) segment.left = pool.block(record[WEIGHT], out * in * size, "WEIGHT");
+    return segment;
+  }
+  segment.rank = record[RANK];
+  TORCH_CHECK_VALUE(segment.rank >= 0, "rank ", segment.rank, " is negative");
+  segment.bias = pool.floats(record[BIAS], out, "BIAS");
+  if (segment.rank) {
+    segment.left = pool.block(record[A], segment.rank * in * size, "A");
+    segment.right = pool.block(record[B], segment.rank * out * size, "B");
+    segment.d = static_cast<const float*>(pool.block(record[D], 4 * segment.rank, "D"));
+  }
+  return segment;
+}
+
+void fill_entries(Segments& segments, int64_t rows, int64_t out, const int32_t* token, const float* weight) {
+  constexpr int32_t UNSEEN = -1;
+  std::vector<int32_t> seen(rows, UNSEEN);  // the row's latest entry
+  int32_t shared = 0;
+  for (auto& segment : segments.list) {
+    const int64_t begin = segments.entries.size();
+    for (int64_t i = segment.first; i < segment.last; ++i) {
+      const int32_t row = token[i];
+      TORCH_CHECK_VALUE(row >= 0 && row < rows, "token ", row, " lies outside the ", rows, " rows of y");
+      Entry entry{row, -1, weight[i], true, true};
+      if (seen[row] != UNSEEN) {
+        Entry& before = segments.entries[seen[row]];
+        if (before.partial < 0) before.partial = shared++;
+        before.last = false;
+        entry.partial = before.partial;
+        entry.first = false;
+      }
+      seen[row] = segments.entries.size();
+      segments.entries.push_back(entry);
+    }
+    segment.first = begin;
+    segment.last = segments.entries.size();
+  }
+  if (shared) segments.partial.reset(new float[shared * out]);
+}
+
+}  // namespace
+
+Segments resolve(
+    Use use, int64_t rows, int64_t in, int64_t out, const at::Tensor& pool, const at::Tensor& records,
+    const at::Tensor& slot, const at::Tensor& start, const at::Tensor& token, const at::Tensor& weight) {
+  const int64_t count = slot.numel();
+  TORCH_CHECK_VALUE(
+      pool.scalar_type() == at::kByte && pool.is_contiguous(), "pool: contiguous uint8 expected, got ", pool.scalar_type());
+  TORCH_CHECK_VALUE(
+      records.dim() == 2 && records.scalar_type() == at::kLong && records.size(1) == RECORD_FIELDS && records.stride(1) == 1,
+      "records: int64 [slots, ", int64_t(RECORD_FIELDS), "] expected, got ", records.scalar_type(), " ", records.sizes());
+  check_vector(slot, "slot", at::kInt, count);
+  check_vector(start, "start", at::kInt, count + 1);
+  check_vector(token, "token", at::kInt, token.numel());
+  check_vector(weight, "weight", at::kFloat, token.numel());
+
+  const Pool bytes(pool);
+  const int64_t* table = records.const_data_ptr<int64_t>();
+  const int32_t* slots = slot.const_data_ptr<int32_t>();
+  const int32_t* starts = start.const_data_ptr<int32_t>();
+  Segments segments;
+  segments.list.reserve(count);
+  for (int64_t i = 0; i < count; ++i) {
+    TORCH_CHECK_VALUE(
+        slots[i] >= 0 && slots[i] < records.size(0), "slot ", slots[i], " lies outside the ", records.size(0), " records");
+    TORCH_CHECK_VALUE(
+        starts[i] >= 0 && starts[i] <= starts[i + 1] && starts[i + 1] <= token.numel(), "segment ", i, " spans [",
+        starts[i], ", ", starts[i + 1], ") of ", token.numel(), " tokens");
+    Segment segment = read_record(use, table + slots[i] * records.stride(0), in, out, bytes);
+    segment.first = starts[i];
+    segment.last = starts[i + 1];
+    const bool does_nothing = segment.rank == 0 && (use == Use::REPLACE || !segment.bias);
+    if (segment.rows() && !does_nothing) segments.list.push_back(segment);
+  }
+  segments.entries.reserve(token.numel());
+  fill_entries(segments, rows, out, token.const_data_ptr<int32_t>(), weight.const_data_ptr<float>());
+
+  int64_t floats = 0;
+  for (const auto& segment : segments.list) floats += segment.rows() * segment.rank;
+  segments.hidden.reset(new float[floats]);
+  float* hidden = segments.hidden.get();
+  for (auto& segment : segments.list) {
+    segment.hidden = hidden;
+    hidden += segment.rows() * segment.rank;
+  }
+  return segments;
+}
+
+}  // namespace polyrank

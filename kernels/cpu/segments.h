@@ -1,0 +1,56 @@
+// The step's segments and the module's records, checked once and resolved to pointers.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+namespace polyrank {
+
+constexpr int TILE_ROWS = 4;  // rows of a segment that share one reading of a factor from the L1 cache
+
+// One row of one segment. A row that stands in several segments is summed in a float buffer (`partial`)
+// from its first to its last entry, so it is rounded once.
+struct Entry {
+  int32_t row;
+  int32_t partial;  // row of the float buffer, -1: this entry is the row's only one
+  float weight;
+  bool first, last;
+};
+
+struct Segment {
+  int64_t first, last;  // entries
+  int64_t rank;         // rows of `left`
+  int64_t type;         // index into FACTOR_DTYPES
+  const void* left;     // A [rank, in], or the replacement weight [out, in]
+  const void* right;    // B transposed [rank, out]
+  const float* d;
+  const float* bias;    // [out] or null
+  float* hidden;        // [rows, rank]
+  int64_t rows() const { return last - first; }
+  int64_t tiles() const { return rows() / TILE_ROWS + rows() % TILE_ROWS; }  // a single row takes as long as a tile
+};
+
+struct Segments {
+  std::vector<Segment> list;
+  std::vector<Entry> entries;
+  std::unique_ptr<float[]> hidden;   // h of every entry
+  std::unique_ptr<float[]> partial;  // sums of the rows that stand in several segments; null: there are none
+
+  // The factor that is read next, to be fetched ahead.
+  const void* after(int64_t i, const void* Segment::*factor) const {
+    return list[std::min(i + 1, int64_t(list.size()) - 1)].*factor;
+  }
+};
+
+enum class Use { LOWRANK, EMBEDDING, REPLACE };
+
+// Throws ValueError if a shape, a type, an index or an offset is wrong, before anything is written.
+// `in`: elements of a row of A (the vocabulary for an embedding); `out`: columns of y.
+Segments resolve(
+    Use use, int64_t rows, int64_t in, int64_t out, const at::Tensor& pool, const at::Tensor& records,
+    const at::Tensor& slot, const at::Tensor& start, const at::Tensor& token, const at::Tensor& weight);
+
+}  // namespace polyrank

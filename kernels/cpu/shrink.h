@@ -1,0 +1,112 @@
+// h = d * (left x): dot products of a segment's rows with the rank rows of its left factor.
+#pragma once
+
+#include "factors.h"
+#include "segments.h"
+#include "split.h"
+
+namespace polyrank {
+
+constexpr int SHRINK_UNIT = 8;  // rank rows: the unit in which threads share a left factor
+
+// out[r][q] = dot(x[r], a[q]). Every dot product has one vector sum, filled in the order of the elements and
+// added up at the end, whatever ROWS and RANKS are: a row's result does not depend on its neighbours.
+// Meanwhile the block at `ahead` comes into the cache: a factor is too short for the hardware to find its pattern.
+template <class F, int ROWS, int RANKS>
+inline void dot_tile(
+    const F* a, const F* ahead, int64_t in, const float* const* x, const float* d, float* hidden, int64_t rank) {
+  Vec sums[ROWS][RANKS];
+  for (auto& row : sums)
+    for (auto& v : row) v = Vec(0.0f);
+  Pair values[ROWS];
+  const auto multiply = [&](int q, const Pair& factor) {
+    for (int r = 0; r < ROWS; ++r) {
+      sums[r][q] = at::vec::fmadd(factor.low, values[r].low, sums[r][q]);
+      sums[r][q] = at::vec::fmadd(factor.high, values[r].high, sums[r][q]);
+    }
+  };
+  int64_t i = 0;
+  for (; i + STEP <= in; i += STEP) {
+    for (int r = 0; r < ROWS; ++r) values[r] = load_pair(x[r] + i);
+#pragma GCC unroll 8
+    for (int q = 0; q < RANKS; ++q) {
+      __builtin_prefetch(ahead + q * in + i, 0, TO_L2);
+      multiply(q, load_pair(a + q * in + i));
+    }
+  }
+  if (i < in) {
+    for (int r = 0; r < ROWS; ++r) values[r] = load_pair(x[r] + i, in - i);
+    for (int q = 0; q < RANKS; ++q) multiply(q, load_pair(a + q * in + i, in - i));
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int q = 0; q < RANKS; ++q) hidden[r * rank + q] = sum(sums[r][q]) * (d ? d[q] : 1.0f);
+}
+
+template <class F, int ROWS>
+inline void dot_rows(
+    const Segment& segment, int64_t in, const float* const* x, float* hidden, int64_t first, int64_t last, const void* next) {
+  // One row: 8 chains hide the latency of fmadd. Four rows: 16 sums fill half of the registers.
+  constexpr int RANKS = ROWS == 1 ? 8 : 4;
+  const F* a = static_cast<const F*>(segment.left);
+  const auto d_at = [&](int64_t q) { return segment.d ? segment.d + q : nullptr; };
+  int64_t q = first;
+  const auto ahead = [&](int64_t following) {
+    return following < last ? a + following * in : static_cast<const F*>(next);
+  };
+  for (; q + RANKS <= last; q += RANKS)
+    dot_tile<F, ROWS, RANKS>(a + q * in, ahead(q + RANKS), in, x, d_at(q), hidden + q, segment.rank);
+  for (; q < last; ++q) dot_tile<F, ROWS, 1>(a + q * in, ahead(q + 1), in, x, d_at(q), hidden + q, segment.rank);
+}
+
+template <class F, class X>
+void shrink_segment(
+    const Segment& segment, const Entry* entries, const X* x, int64_t stride, int64_t in, int64_t first, int64_t last,
+    const void* next) {
+  constexpr bool WIDE = std::is_same_v<X, float>;
+  std::vector<float> scratch(WIDE ? 0 : TILE_ROWS * in);
+  const float* rows[TILE_ROWS];
+  for (int64_t i = 0; i < segment.rows();) {
+    const int64_t count = segment.rows() - i >= TILE_ROWS ? TILE_ROWS : 1;
+    for (int64_t r = 0; r < count; ++r) {
+      const X* row = x + entries[segment.first + i + r].row * stride;
+      if constexpr (WIDE) {
+        rows[r] = row;
+      } else {
+        convert_row(scratch.data() + r * in, row, in);
+        rows[r] = scratch.data() + r * in;
+      }
+    }
+    float* hidden = segment.hidden + i * segment.rank;
+    if (count == TILE_ROWS) {
+      dot_rows<F, TILE_ROWS>(segment, in, rows, hidden, first, last, next);
+    } else {
+      dot_rows<F, 1>(segment, in, rows, hidden, first, last, next);
+    }
+    i += count;
+  }
+}
+
+// Fills `hidden` of every segment.
+inline void shrink(const Segments& segments, const at::Tensor& x) {
+  const int64_t in = x.size(1);
+  std::vector<Share> shares;
+  shares.reserve(segments.list.size());
+  for (const auto& segment : segments.list) {
+    shares.push_back({(segment.rank + SHRINK_UNIT - 1) / SHRINK_UNIT, std::max<int64_t>(in * SHRINK_UNIT * segment.tiles(), 1)});
+  }
+  with_float(x.scalar_type(), "x", [&](auto* x_type) {
+    using X = std::remove_pointer_t<decltype(x_type)>;
+    const X* values = x.const_data_ptr<X>();
+    split_by_cost(shares, [&](int64_t i, int64_t first, int64_t last) {
+      const Segment& segment = segments.list[i];
+      with_factor(segment.type, [&](auto* factor_type) {
+        using F = std::remove_pointer_t<decltype(factor_type)>;
+        shrink_segment<F>(
+            segment, segments.entries.data(), values, x.stride(0), in, first * SHRINK_UNIT,
+            std::min(last * SHRINK_UNIT, segment.rank), segments.after(i, &Segment::left));
+      });
+    });
+  });
+}
+
+}  // namespace polyrank

@@ -1,0 +1,134 @@
+"""The one door to the kernels: the C++ kernels on CPU where they can be built, else the reference.
+
+The C++ kernels check shapes, types and indices themselves, in under a microsecond; what goes to the reference is
+checked by `kernels.checks`. Either way a mistake is a ValueError that names the numbers, before anything is written.
+"""
+
+import torch
+
+from kernels import checks, int8, reference
+from kernels.segments import Segments
+
+_CPU_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_cpu_loaded: bool | None = None  # None: not tried yet
+
+
+def load(device: str | torch.device = "cpu") -> str:
+    """Prepare the kernels of this device now, not at the first call; returns the name of what will run.
+
+    Building takes about 30 s, once per machine. Call this before `torch.compile` traces a call.
+    """
+    if torch.device(device).type != "cpu":
+        return "reference"
+    global _cpu_loaded
+    if _cpu_loaded is None:
+        from kernels.cpu import build  # no work at import
+
+        _cpu_loaded = build.load()
+    return "cpu" if _cpu_loaded else "reference"
+
+
+def lowrank(
+    y: torch.Tensor, x: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments
+) -> torch.Tensor:
+    """`reference.lowrank`."""
+    if not len(segments):
+        return y
+    if _on_cpu(y) and x.dtype in _CPU_TYPES:
+        torch.ops.polyrank.lowrank_(y, x, pool, records, segments.slot, segments.start, segments.token, segments.weight)
+        return y
+    checks.product(y, x, pool, records, segments)
+    return reference.lowrank(y, x, pool, records, segments)
+
+
+def lowrank_embedding(
+    y: torch.Tensor, ids: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments
+) -> torch.Tensor:
+    """`reference.lowrank_embedding`."""
+    if not len(segments):
+        return y
+    if _on_cpu(y):
+        torch.ops.polyrank.lowrank_embedding_(
+            y, ids, pool, records, segments.slot, segments.start, segments.token, segments.weight
+        )
+        return y
+    checks.embedding(y, ids, pool, records, segments)
+    return reference.lowrank_embedding(y, ids, pool, records, segments)
+
+
+def replace_weight(
+    y: torch.Tensor, x: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments
+) -> torch.Tensor:
+    """`reference.replace_weight`."""
+    if not len(segments):
+        return y
+    if _on_cpu(y) and x.dtype in _CPU_TYPES:
+        torch.ops.polyrank.replace_weight_(
+            y, x, pool, records, segments.slot, segments.start, segments.token, segments.weight
+        )
+        return y
+    checks.product(y, x, pool, records, segments)
+    return reference.replace_weight(y, x, pool, records, segments)
+
+
+def int8_pack(weight: torch.Tensor) -> torch.Tensor:
+    """An int8 weight [out, in] as `int8_linear` takes it on this machine."""
+    if weight.shape[1] > int8.MAX_INPUTS:
+        raise ValueError(f"{weight.shape[1]} inputs; a 32-bit sum holds {int8.MAX_INPUTS}")
+    return int8.pack(weight) if weight.is_cpu and load() == "cpu" else weight.contiguous()
+
+
+def int8_unpack(packed: torch.Tensor, outputs: int, inputs: int) -> torch.Tensor:
+    """The weight that `int8_pack` was given."""
+    return packed if packed.dtype == torch.int8 else int8.unpack(packed, outputs, inputs)
+
+
+def int8_linear(
+    x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`reference.int8_linear`, to the bit; the weight as `int8_pack` gave it."""
+    if packed.dtype == torch.uint8:
+        y: torch.Tensor = torch.ops.polyrank.int8_linear(x, packed, scale, bias)
+        return y
+    checks.int8_product(x, packed, scale, bias)
+    return reference.int8_linear(x, packed, scale, bias)
+
+
+def write_kv(
+    key: torch.Tensor, value: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """`reference.write_kv`."""
+    if _on_cpu(key) and key_pool.dtype in _CPU_TYPES:
+        torch.ops.polyrank.write_kv(key, value, key_pool, value_pool, slots)
+        return
+    checks.pages(key, value, key_pool, value_pool, slots)
+    reference.write_kv(key, value, key_pool, value_pool, slots)
+
+
+def paged_attention(
+    query: torch.Tensor,
+    key_pool: torch.Tensor,
+    value_pool: torch.Tensor,
+    query_start: torch.Tensor,
+    kv_length: torch.Tensor,
+    block_table: torch.Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    """`reference.paged_attention`."""
+    if _on_cpu(query) and key_pool.dtype in _CPU_TYPES:
+        out: torch.Tensor = torch.ops.polyrank.paged_attention(
+            query, key_pool, value_pool, query_start, kv_length, block_table, scale, window, softcap
+        )
+        return out
+    checks.attention(query, key_pool, value_pool, query_start, kv_length, block_table, window)
+    return reference.paged_attention(
+        query, key_pool, value_pool, query_start, kv_length, block_table, scale, window, softcap
+    )
+
+
+def _on_cpu(tensor: torch.Tensor) -> bool:
+    if not (tensor.is_cpu and tensor.dtype in _CPU_TYPES):
+        return False
+    return load() == "cpu" if _cpu_loaded is None else _cpu_loaded

@@ -1,0 +1,44 @@
+"""Which token of a step belongs to which adapter, and where that adapter's factors lie in the pool."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+
+
+class Field(IntEnum):
+    """Columns of a module record (int64). Offsets are bytes from the start of the pool; -1 means absent."""
+
+    A = 0  # LowRank A [r, in] (embeddings: A transposed, [vocabulary, r])
+    B = 1  # LowRank B transposed, [r, out]: unit stride over the outputs
+    D = 2  # per-rank scale [r], always float32
+    BIAS = 3  # added after the product [out], always float32
+    RANK = 4  # r; 0: no low-rank part here
+    DTYPE = 5  # `FACTOR_DTYPES` index of A, B and WEIGHT
+    WEIGHT = 6  # full replacement weight [out, in] (a saved head)
+    WEIGHT_BIAS = 7  # bias of the replacement [out], always float32; -1: none
+
+
+RECORD_FIELDS = len(Field)
+FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ALIGNMENT = 64  # bytes; every block starts on a cache line
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Rows of a flat token batch, grouped by adapter.
+
+    Segment `i` applies the adapter in slot `slot[i]` to rows `token[start[i]:start[i + 1]]`, each with its
+    own `weight`. A row may stand in several segments (a weighted composition) or in none (base). Segments
+    are ordered by adapter digest, so the order of a row's sums never depends on its batch-mates.
+
+    slot: int32 [S]; start: int32 [S + 1]; token: int32 [N]; weight: float32 [N].
+    """
+
+    slot: torch.Tensor
+    start: torch.Tensor
+    token: torch.Tensor
+    weight: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.slot.shape[0]

@@ -1,0 +1,1 @@
+"""The Polyrank service: HTTP API, engine and model."""

@@ -1,0 +1,5 @@
+"""`python -m server` is `polyrank`."""
+
+from server.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""HTTP only: no torch, no kernels, no engine internals."""

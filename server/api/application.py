@@ -1,0 +1,66 @@
+"""The FastAPI application: routers, the error handler, and what surrounds each request."""
+
+import asyncio
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import Lifespan
+
+from adapters_store.errors import CodedError
+from server.api.browser_guard import BrowserGuard
+from server.api.context import RequestContext
+from server.api.dependencies import authorise
+from server.api.errors import coded, error_response
+from server.api.routes import (
+    adapter_upload,
+    adapters,
+    chat,
+    completions,
+    lora_admin,
+    models,
+    operations,
+    tgi,
+    tokens,
+)
+from server.api.services import Services
+
+ROUTERS = (
+    tgi.router,
+    completions.router,
+    chat.router,
+    models.router,
+    tokens.router,
+    adapter_upload.router,
+    adapters.router,
+    lora_admin.router,
+    operations.router,
+)
+
+
+def create_api(services: Services, lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
+    """The HTTP side of the service, over an engine and a registry that are already there."""
+    api = FastAPI(
+        title="Polyrank",
+        summary="One base model, thousands of adapters, one batch.",
+        version=operations.server_version(),
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    api.state.services = services
+    api.state.upload_bodies = 0
+    api.state.upload_slots = asyncio.Semaphore(services.settings.max_uploads)
+    services.metrics.watch_engine(services.engine.info, services.engine.stats)
+    for router in ROUTERS:
+        api.include_router(router, dependencies=[Depends(authorise)])
+    for kind in (CodedError, RequestValidationError, HTTPException):
+        api.add_exception_handler(kind, _answer_error)
+    api.add_middleware(BrowserGuard, settings=services.settings)
+    api.add_middleware(RequestContext, metrics=services.metrics)
+    return api
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    """The one handler. What is not foreseen goes on to RequestContext, which logs it and says only that it happened."""
+    extra = error.headers if isinstance(error, HTTPException) else None
+    return error_response(request, coded(error), extra)

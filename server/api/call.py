@@ -1,0 +1,33 @@
+"""One call of a generation route: everything a route needs beside the body."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from server.api.adapter_choice import AdapterChooser, ChooserDep
+from server.api.context import new_call_id
+from server.api.dependencies import Caller, CallerDep, ServicesDep
+from server.api.services import Engine, Services
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`id` names the call to the engine and in the answer."""
+
+    request: Request
+    services: Services
+    caller: Caller
+    adapters: AdapterChooser
+    id: str
+
+    @property
+    def engine(self) -> Engine:
+        return self.services.engine
+
+
+async def get_call(request: Request, services: ServicesDep, caller: CallerDep, chooser: ChooserDep) -> Call:
+    return Call(request, services, caller, chooser, new_call_id(request))
+
+
+CallDep = Annotated[Call, Depends(get_call)]

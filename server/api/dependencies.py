@@ -1,0 +1,74 @@
+"""What every route takes: the services, and who is asking."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from server.api.services import Services
+from server.errors import Overloaded
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. One public tenant until keys exist."""
+
+    tenant: str = "public"
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+async def get_services(request: Request) -> Services:
+    """Asynchronous only because FastAPI gives each plain dependency a thread, which costs more than the look-up."""
+    return services_of(request)
+
+
+async def authorise(request: Request) -> Caller:
+    """The place where keys will be checked; every route takes it (a test reads the routes and makes sure)."""
+    return Caller()
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+CallerDep = Annotated[Caller, Depends(authorise)]
+
+
+async def upload_body(request: Request) -> AsyncIterator[None]:
+    """One of many uploads that may arrive at a time: each holds a connection and a staged file."""
+    limit = services_of(request).settings.max_upload_bodies
+    state = request.app.state
+    if state.upload_bodies >= limit:
+        raise _too_many_uploads(limit)
+    state.upload_bodies += 1
+    try:
+        yield
+    finally:
+        state.upload_bodies -= 1
+
+
+async def get_upload_slots(request: Request) -> asyncio.Semaphore:
+    """For the checking and storing of adapters. A body takes one once it is whole, so that slow ones hold none."""
+    slots: asyncio.Semaphore = request.app.state.upload_slots
+    return slots
+
+
+async def upload_slot(request: Request) -> AsyncIterator[None]:
+    """A slot now, or a refusal, for an adapter that need not arrive first."""
+    slots = await get_upload_slots(request)
+    if slots.locked():
+        raise _too_many_uploads(services_of(request).settings.max_uploads)
+    async with slots:
+        yield
+
+
+def _too_many_uploads(limit: int) -> Overloaded:
+    return Overloaded(f"{limit} uploads are under way, which is the limit. Try again soon.")
+
+
+UploadBody = Annotated[None, Depends(upload_body)]
+UploadSlots = Annotated[asyncio.Semaphore, Depends(get_upload_slots)]
+UploadSlot = Annotated[None, Depends(upload_slot)]

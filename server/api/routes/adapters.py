@@ -1,0 +1,124 @@
+"""Reading, deleting and placing adapters."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import StreamingResponse
+
+from server.api.adapter_choice import resolve
+from server.api.adapter_headers import IfMatch, NamePath, ReferencePath, digest_of, etag
+from server.api.body import JsonRoute
+from server.api.dependencies import Caller, CallerDep, ServicesDep
+from server.api.schemas.adapters import AdapterInfo, AdapterList, RollbackRequest, VersionList, adapter_body
+from server.api.schemas.errors import JSON_ERRORS, READ_ERRORS, error_responses
+from server.api.services import Services
+
+router = APIRouter(route_class=JsonRoute, tags=["adapters"])
+
+MAX_PAGE = 1000
+CHANGE_ERRORS = {**READ_ERRORS, **error_responses(403)}
+FILES = Literal["adapter_config.json", "adapter_model.safetensors"]
+
+
+@router.get("/adapters", responses=READ_ERRORS)
+async def list_adapters(
+    services: ServicesDep,
+    caller: CallerDep,
+    cursor: Annotated[str | None, Query(max_length=512)] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+) -> AdapterList:
+    """One page by name; `next` is the `cursor` of the following one, or null."""
+    page, following = await asyncio.to_thread(services.adapters.list, caller.tenant, cursor, limit)
+    return AdapterList(adapters=[adapter_body(services.engine, each) for each in page], next=following)
+
+
+@router.get("/adapters/{reference}", responses=READ_ERRORS)
+async def get_adapter(
+    reference: ReferencePath, response: Response, services: ServicesDep, caller: CallerDep
+) -> AdapterInfo:
+    """The current version, or the one after `@`. The ETag is what If-Match takes."""
+    body = await _info(reference, services, caller)
+    response.headers["ETag"] = etag(body.digest)
+    return body
+
+
+async def _info(reference: str, services: Services, caller: Caller) -> AdapterInfo:
+    found = await asyncio.to_thread(services.adapters.info, reference, caller.tenant)
+    return adapter_body(services.engine, found)
+
+
+@router.get("/adapters/{name}/versions", responses=READ_ERRORS)
+async def list_versions(name: NamePath, services: ServicesDep, caller: CallerDep) -> VersionList:
+    """All versions, deletions included."""
+    found = await asyncio.to_thread(services.adapters.versions, name, caller.tenant)
+    return VersionList(versions=[adapter_body(services.engine, each) for each in found])
+
+
+@router.get(
+    "/adapters/{reference}/files/{filename}",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}, "application/json": {}}}, **READ_ERRORS},
+)
+async def get_file(
+    reference: ReferencePath,
+    filename: Annotated[FILES, Path()],
+    services: ServicesDep,
+    caller: CallerDep,
+) -> Response:
+    """The adapter as PEFT reads it."""
+    size, pieces = await asyncio.to_thread(services.adapters.open_file, reference, filename, caller.tenant)
+    media_type = "application/json" if filename.endswith(".json") else "application/octet-stream"
+    headers = {"Content-Length": str(size), "Content-Disposition": f'attachment; filename="{filename}"'}
+    return StreamingResponse(_off_loop(pieces), media_type=media_type, headers=headers)
+
+
+async def _off_loop(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            yield piece
+    finally:
+        close = getattr(pieces, "close", None)
+        with contextlib.suppress(ValueError):  # still running in its thread: it ends with the last reference
+            if close:
+                close()
+
+
+@router.delete("/adapters/{name}", status_code=204, responses=error_responses(400, 403, 404, 409, 412, 422, 503, 507))
+async def delete_adapter(name: NamePath, services: ServicesDep, caller: CallerDep, if_match: IfMatch = None) -> None:
+    """Forget the name. Running requests finish on the content they began with."""
+    await asyncio.to_thread(services.adapters.delete, name, caller.tenant, digest_of(if_match))
+
+
+@router.post("/adapters/{name}/rollback", responses={**JSON_ERRORS, **error_responses(409, 507)})
+async def rollback(name: NamePath, body: RollbackRequest, services: ServicesDep, caller: CallerDep) -> AdapterInfo:
+    """Make an earlier version's content current again, as a new version."""
+    found = await asyncio.to_thread(services.adapters.rollback, name, body.version, caller.tenant)
+    return adapter_body(services.engine, found)
+
+
+@router.post("/adapters/{reference}/warm", responses=CHANGE_ERRORS)
+async def warm(reference: ReferencePath, services: ServicesDep, caller: CallerDep) -> AdapterInfo:
+    """Bring the adapter into device memory, before anybody asks for it."""
+    await services.engine.warm(_digest(reference, services, caller))
+    return await _info(reference, services, caller)
+
+
+@router.post("/adapters/{reference}/pin", responses=CHANGE_ERRORS)
+async def pin(reference: ReferencePath, services: ServicesDep, caller: CallerDep) -> AdapterInfo:
+    """Bring the adapter into device memory and keep it there."""
+    await services.engine.pin(_digest(reference, services, caller))
+    return await _info(reference, services, caller)
+
+
+@router.post("/adapters/{reference}/unpin", responses=CHANGE_ERRORS)
+async def unpin(reference: ReferencePath, services: ServicesDep, caller: CallerDep) -> AdapterInfo:
+    """Let the adapter be evicted again."""
+    await services.engine.unpin(_digest(reference, services, caller))
+    return await _info(reference, services, caller)
+
+
+def _digest(reference: str, services: Services, caller: Caller) -> str:
+    return resolve(services, caller, reference, "reference").digest

@@ -1,0 +1,67 @@
+"""vLLM's routes for loading and unloading adapters, for tools that speak them."""
+
+import asyncio
+
+from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
+
+from adapters_store.errors import AdapterConflict, AdapterInvalid, AdapterNotFound
+from adapters_store.info import AdapterInfo
+from server.api.body import JsonRoute
+from server.api.dependencies import Caller, CallerDep, ServicesDep, UploadSlot
+from server.api.errors import AlreadyLoaded
+from server.api.local_source import local_adapter
+from server.api.schemas.adapters import LoadAdapterRequest, UnloadAdapterRequest
+from server.api.schemas.errors import JSON_ERRORS, Responses, error_responses
+from server.api.services import Services
+
+router = APIRouter(route_class=JsonRoute, tags=["adapters"])
+
+_TEXT: Responses = {200: {"content": {"text/plain": {}}}}
+
+
+@router.post(
+    "/v1/load_lora_adapter",
+    response_class=Response,
+    responses={**_TEXT, **JSON_ERRORS, **error_responses(403, 429, 507)},
+)
+async def load_lora_adapter(
+    body: LoadAdapterRequest, services: ServicesDep, caller: CallerDep, _slot: UploadSlot
+) -> PlainTextResponse:
+    """Store the adapter in a folder of the server. Loading the same content again is no error; other content is."""
+    try:
+        stored = await asyncio.to_thread(_add, body, services, caller)
+    except AdapterConflict as error:
+        text = (
+            f"The lora adapter '{body.lora_name}' has already been loaded. If you want to load the adapter in place, "
+            "set 'load_inplace' to True."
+        )
+        raise AlreadyLoaded(text, param="lora_name") from error
+    if body.pinned:
+        await services.engine.pin(stored.digest)
+    return PlainTextResponse(f"Success: LoRA adapter '{stored.name}' added successfully.")
+
+
+def _add(body: LoadAdapterRequest, services: Services, caller: Caller) -> AdapterInfo:
+    with local_adapter(body.lora_path, services.settings) as found:
+        stored, _ = services.adapters.add(
+            body.lora_name, found.config, found.weights, tenant=caller.tenant, replace=body.load_inplace
+        )
+    return stored
+
+
+@router.post(
+    "/v1/unload_lora_adapter",
+    response_class=Response,
+    responses={**_TEXT, **JSON_ERRORS, **error_responses(409, 507)},
+)
+async def unload_lora_adapter(
+    body: UnloadAdapterRequest, services: ServicesDep, caller: CallerDep
+) -> PlainTextResponse:
+    """Delete the adapter's name, as `DELETE /adapters/{name}`."""
+    try:
+        await asyncio.to_thread(services.adapters.delete, body.lora_name, caller.tenant)
+    except (AdapterNotFound, AdapterInvalid):
+        text = f"The lora adapter '{body.lora_name[:128]}' cannot be found."
+        raise AdapterNotFound(text, param="lora_name") from None
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")

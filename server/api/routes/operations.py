@@ -1,0 +1,124 @@
+"""`/health`, `/ready`, `/info`, `/metrics`: for orchestrators, routers and people."""
+
+import asyncio
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict
+
+from server.api.dependencies import CallerDep, ServicesDep
+from server.api.errors import Unhealthy
+from server.api.schemas.errors import error_responses
+from server.api.schemas.sampling import MAX_CHOICES, MAX_STOPS
+from server.errors import NotReady
+
+router = APIRouter(tags=["operations"])
+
+
+class State(BaseModel):
+    status: str
+
+
+class ServerInfo(BaseModel):
+    """TGI's fields first (its clients read them), then ours."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_id: str
+    model_sha: str
+    model_dtype: str
+    model_device_type: str
+    model_pipeline_tag: str
+    max_concurrent_requests: int
+    max_best_of: int
+    max_stop_sequences: int
+    max_input_tokens: int
+    max_input_length: int
+    max_total_tokens: int
+    max_batch_total_tokens: int
+    max_client_batch_size: int
+    validation_workers: int
+    router: str
+    version: str
+    sha: str | None
+    docker_label: str | None
+    architecture: str
+    fingerprint: str
+    quantization: str
+    vocabulary: int
+    block_size: int
+    kv_blocks: int
+    adapter_memory_bytes: int
+    adapters_resident: int
+    max_upload_bytes: int
+
+
+# `include_in_schema`: HEAD is GET without the body, and a second operation of the same name would confuse generators.
+@router.head("/health", include_in_schema=False)
+@router.get("/health", responses=error_responses(503))
+async def health(services: ServicesDep, caller: CallerDep) -> State:
+    """Alive: the engine steps. A failing answer means restart."""
+    if not services.engine.healthy():
+        raise Unhealthy("The engine has stopped or makes no steps. Restart the server.")
+    return State(status="ok")
+
+
+@router.head("/ready", include_in_schema=False)
+@router.get("/ready", responses=error_responses(503))
+async def ready(services: ServicesDep, caller: CallerDep) -> State:
+    """Takes work: model loaded, store readable, not draining. A failing answer means send requests elsewhere."""
+    if not services.engine.ready():
+        raise NotReady("The server is starting, draining or stuck. Send requests elsewhere for now.")
+    try:
+        await asyncio.to_thread(services.adapters.list, caller.tenant, None, 1)
+    except Exception as error:
+        raise NotReady("The adapter store cannot be read.", code="store_unavailable") from error
+    return State(status="ready")
+
+
+@router.get("/info")
+async def server_info(services: ServicesDep, caller: CallerDep) -> ServerInfo:
+    """The base model, how it runs, and the limits of requests."""
+    info = services.engine.info
+    return ServerInfo(
+        model_id=info.model_id,
+        model_sha=info.fingerprint,
+        model_dtype=info.dtype,
+        model_device_type=info.device,
+        model_pipeline_tag="text-generation",
+        max_concurrent_requests=info.max_running + info.max_queued,
+        max_best_of=MAX_CHOICES,
+        max_stop_sequences=MAX_STOPS,
+        max_input_tokens=info.max_context - 1,
+        max_input_length=info.max_context - 1,
+        max_total_tokens=info.max_context,
+        max_batch_total_tokens=info.kv_blocks * info.block_size,
+        max_client_batch_size=1,
+        validation_workers=1,
+        router="polyrank",
+        version=server_version(),
+        sha=None,
+        docker_label=None,
+        architecture=info.architecture,
+        fingerprint=info.fingerprint,
+        quantization=info.quantization,
+        vocabulary=info.vocabulary,
+        block_size=info.block_size,
+        kv_blocks=info.kv_blocks,
+        adapter_memory_bytes=info.adapter_memory_bytes,
+        adapters_resident=services.engine.stats().adapters_resident,
+        max_upload_bytes=services.settings.max_upload_bytes,
+    )
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(services: ServicesDep, caller: CallerDep) -> Response:
+    """Prometheus."""
+    return Response(services.metrics.render(), media_type=services.metrics.content_type)
+
+
+def server_version() -> str:
+    try:
+        return version("polyrank")
+    except PackageNotFoundError:  # run from a bare checkout
+        return "0"

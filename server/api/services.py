@@ -1,0 +1,114 @@
+"""What the API needs from the rest: the engine and the registry as protocols, and its own settings."""
+
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from adapters_store.info import AdapterInfo, AdapterRef
+from server.engine.request import GenerationRequest, StepOutput
+from server.engine.status import EngineInfo, EngineStats, Residency
+from server.metrics import Metrics
+
+
+class Tokenizer(Protocol):
+    """Text to tokens and back. Synchronous: the API calls the slow ones off the loop."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str: ...
+    def token_text(self, token_id: int) -> str: ...
+    def is_special(self, token_id: int) -> bool: ...
+    def render_chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str: ...
+
+
+class GenerationStream(Protocol):
+    """The outputs of one request. `aclose` aborts it if unfinished; calling it again does nothing."""
+
+    @property
+    def request_id(self) -> str: ...
+    def __aiter__(self) -> AsyncIterator[StepOutput]: ...
+    async def aclose(self) -> None: ...
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Engine(Protocol):
+    """Requests in, tokens out."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    def stats(self) -> EngineStats: ...
+    def healthy(self) -> bool: ...
+    def ready(self) -> bool: ...
+    def check_capacity(self, count: int) -> None: ...
+    async def submit(self, request: GenerationRequest) -> GenerationStream: ...
+    def residency(self, digest: str) -> Residency: ...
+    def pinned(self, digest: str) -> bool: ...
+    async def warm(self, digest: str) -> None: ...
+    async def pin(self, digest: str) -> None: ...
+    async def unpin(self, digest: str) -> None: ...
+
+
+class Registry(Protocol):
+    """Adapters by name. `resolve` is a lookup in memory; the others may touch the disk."""
+
+    def add(
+        self,
+        name: str,
+        config: bytes,
+        weights_path: Path,
+        *,
+        tenant: str = "public",
+        if_match: str | None = None,
+        replace: bool = False,
+    ) -> tuple[AdapterInfo, bool]: ...
+    def resolve(self, reference: str, tenant: str = "public") -> AdapterRef: ...
+    def info(self, reference: str, tenant: str = "public") -> AdapterInfo: ...
+    def list(
+        self, tenant: str = "public", cursor: str | None = None, limit: int = 100
+    ) -> tuple[Sequence[AdapterInfo], str | None]: ...
+    def versions(self, name: str, tenant: str = "public") -> Sequence[AdapterInfo]: ...
+    def delete(self, name: str, tenant: str = "public", if_match: str | None = None) -> None: ...
+    def rollback(self, name: str, version: int, tenant: str = "public") -> AdapterInfo: ...
+    def open_file(self, reference: str, filename: str, tenant: str = "public") -> tuple[int, Iterator[bytes]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """Limits of the HTTP side. Sizes in bytes, times in seconds.
+
+    staging: folder for uploads in flight. adapter_root: the only folder that `/v1/load_lora_adapter` may read, or None.
+    min_upload_rate: bytes per second an upload must keep up once `upload_idle_seconds` have passed.
+    loopback_only: whether only this machine can connect; then `Host` must name it, or be one of `allowed_hosts`. Web
+    pages of `allowed_hosts` (names without ports) may also change things here, as those of the server's own host may.
+    max_upload_bodies: uploads that may arrive at a time; max_uploads: those that may be checked and stored.
+    """
+
+    staging: Path
+    adapter_root: Path | None = None
+    max_upload_bytes: int = 2 << 30
+    max_config_bytes: int = 256 << 10
+    max_json_bytes: int = 2 << 20
+    upload_idle_seconds: float = 30.0
+    min_upload_rate: int = 16 << 10
+    max_upload_bodies: int = 64
+    max_uploads: int = 8
+    loopback_only: bool = False
+    allowed_hosts: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything a route may use, built once by `server.app`."""
+
+    engine: Engine
+    adapters: Registry
+    metrics: Metrics
+    settings: ApiSettings
+    started: int = field(default_factory=lambda: int(time.time()))

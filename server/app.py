@@ -1,0 +1,146 @@
+"""The composition root: the only place where objects are built and wired."""
+
+import logging
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import torch
+import transformers
+import uvicorn
+from fastapi import FastAPI
+
+from adapters_store.errors import CodedError
+from adapters_store.limits import Limits
+from adapters_store.log import open_store
+from adapters_store.registry import AdapterRegistry
+from kernels import dispatch
+from server import logs
+from server.api.application import create_api
+from server.api.services import ApiSettings, Services
+from server.engine.async_engine import AsyncEngine
+from server.engine.build import EngineLimits, build_engine
+from server.metrics import Metrics
+from server.model.errors import ModelLoadError
+from server.model.loader import load_base_model
+from server.model.quantize import check_quantization
+from server.settings import Settings, is_loopback
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Load the base model, open the store, build the engine and put the API before them.
+
+    Takes seconds. Raises CodedError (ModelLoadError, StorageFull) with plain words if one of them cannot be had.
+    """
+    device = _device(settings)
+    check_quantization(settings.quantize, device)
+    log.info("loading_model", extra={"model": settings.model, "device": device})
+    base = load_base_model(settings.model, dtype=_dtype(settings, device), device=device)
+    log.info("kernels", extra={"kind": dispatch.load(device)})
+    store = open_store(settings.store)
+    registry = AdapterRegistry(store, base.spec, _upload_limits(settings, base.dtype))
+    if settings.preload is not None:
+        preload(registry, settings.preload)
+    engine = build_engine(base, _limits(settings), registry.load, settings.quantize)
+    api_settings = ApiSettings(
+        staging=store.staging,
+        adapter_root=settings.adapter_root,
+        max_upload_bytes=int(settings.max_upload_bytes),
+        loopback_only=is_loopback(settings.host),
+    )
+    services = Services(engine, registry, Metrics(), api_settings)
+    return create_api(services, lifespan=_lifespan(engine, registry))
+
+
+def run(settings: Settings) -> None:
+    """Serve until told to stop; running requests get `drain_seconds` to finish."""
+    logs.configure(settings.log_level, settings.log_format)
+    transformers.utils.logging.disable_progress_bar()  # its bars would stand between the lines of the log
+    # uvicorn raises the signal again once it has shut down; a server that stopped as it was told exits with 0.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=round(settings.drain_seconds),
+    )
+
+
+def preload(registry: AdapterRegistry, folder: Path) -> None:
+    """Register every PEFT folder below `folder` under its own name, unless that name has been used before.
+
+    A deleted adapter thus stays deleted. One that cannot be served is logged and left out; the server starts without.
+    """
+    for config in sorted(folder.glob("*/adapter_config.json")):
+        name = config.parent.name
+        try:
+            registry.versions(name)
+        except CodedError:
+            try:
+                registry.add(name, config.read_bytes(), config.parent / "adapter_model.safetensors")
+                log.info("adapter_preloaded", extra={"adapter": name})
+            except (CodedError, OSError) as error:
+                log.warning("adapter_not_preloaded", extra={"adapter": name, "reason": str(error)})
+
+
+def _lifespan(engine: AsyncEngine, registry: AdapterRegistry) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        stopping = threading.Event()
+        verifier = threading.Thread(target=_verify, args=(registry, stopping), name="verify-store", daemon=True)
+        engine.start()
+        verifier.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            await engine.stop()
+
+    return lifespan
+
+
+def _verify(registry: AdapterRegistry, stopping: threading.Event) -> None:
+    """Hash what the store holds while requests are served: a damaged adapter is listed as such and answers 503."""
+    for digest in sorted(registry.verify(stopping.is_set)):
+        log.error("adapter_corrupt", extra={"digest": digest})
+
+
+def _device(settings: Settings) -> str:
+    available = torch.cuda.is_available()
+    if settings.device == "cuda" and not available:
+        raise ModelLoadError(
+            "--device cuda: there is no usable GPU, or this torch was built without CUDA. Use --device cpu."
+        )
+    if settings.device == "auto":
+        return "cuda" if available else "cpu"
+    return settings.device
+
+
+def _dtype(settings: Settings, device: str) -> torch.dtype:
+    """float32 on a CPU: without AMX bf16 products are the slowest there (facts measured 2026-11-22)."""
+    if settings.dtype == "auto":
+        return torch.float32 if device == "cpu" else torch.bfloat16
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    return dtype
+
+
+def _upload_limits(settings: Settings, dtype: torch.dtype) -> Limits:
+    """A model in float16 refuses what is finite in the file and infinite there."""
+    return Limits(max_rank=settings.max_rank, cast=torch.float16 if dtype == torch.float16 else None)
+
+
+def _limits(settings: Settings) -> EngineLimits:
+    return EngineLimits(
+        kv_cache_memory=int(settings.kv_cache_memory),
+        adapter_memory=int(settings.adapter_memory),
+        max_batch_tokens=settings.max_batch_tokens,
+        max_running=settings.max_running,
+        max_queued=settings.max_queued,
+        max_context=settings.max_context,
+    )

@@ -1,0 +1,1 @@
+"""Request to tokens: scheduler, pools, runner, sampler. Never imports fastapi."""

@@ -1,0 +1,113 @@
+"""Accounting of the paged KV cache: which block is held by whom, and which holds a known prefix. No tensors."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from server.engine.request import WeightedAdapter
+
+
+class BlockPool:
+    """Blocks of `block_size` tokens with reference counts, and a cache of full blocks by the prefix they hold.
+
+    A block is held (references > 0) or free. A free block may still hold a cached prefix; free blocks are handed
+    out least recently used first, and only then lose their prefix.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._references = [0] * num_blocks
+        self._key_of: dict[int, bytes] = {}
+        self._block_of: dict[bytes, int] = {}
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def match(self, keys: Iterable[bytes]) -> list[int]:
+        """Blocks that hold the longest cached prefix of `keys`. They are not acquired yet."""
+        blocks = []
+        for key in keys:
+            block = self._block_of.get(key)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def num_free_without(self, blocks: Iterable[int]) -> int:
+        """Free blocks that would be left if `blocks` were acquired."""
+        return len(self._free) - sum(self._references[block] == 0 for block in blocks)
+
+    def acquire(self, blocks: Iterable[int]) -> None:
+        """Take a further reference on known blocks (a prefix hit)."""
+        for block in blocks:
+            if self._references[block] == 0:
+                del self._free[block]
+            self._references[block] += 1
+
+    def allocate(self, count: int) -> list[int] | None:
+        """Take `count` fresh blocks, or none at all and None if there are not enough."""
+        if count > len(self._free):
+            return None
+        blocks = [self._free.popitem(last=False)[0] for _ in range(count)]
+        for block in blocks:
+            self._references[block] = 1
+            self._forget(block)
+        return blocks
+
+    def register(self, block: int, key: bytes) -> None:
+        """Remember that a held, full block holds the prefix `key`; the first block to hold it wins."""
+        if key not in self._block_of and block not in self._key_of:
+            self._block_of[key] = block
+            self._key_of[block] = key
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Give one reference back per block. Tails become free first, so a shared prefix lives longest."""
+        for block in reversed(blocks):
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                self._free[block] = None
+
+    def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
+        """Assert that the references are exactly those of the block tables given, and free + held is all."""
+        expected = [0] * self.num_blocks
+        for table in tables:
+            for block in table:
+                expected[block] += 1
+        if expected != self._references:
+            raise AssertionError(f"KV references are {self._references}, the block tables hold {expected}")
+        free = {block for block, count in enumerate(expected) if count == 0}
+        if free != set(self._free):
+            raise AssertionError(f"free list {sorted(self._free)} is not the unreferenced blocks {sorted(free)}")
+        if {block: key for key, block in self._block_of.items()} != self._key_of:
+            raise AssertionError("the prefix cache and its inverse differ")
+
+    def _forget(self, block: int) -> None:
+        key = self._key_of.pop(block, None)
+        if key is not None:
+            del self._block_of[key]
+
+
+class PrefixKeys:
+    """Keys of a sequence's full blocks, each the SHA-256 of a tagged tuple.
+
+    The tuple is (base fingerprint, adapters with weights, tenant salt, tokens up to the block's end), so no block is
+    ever shared across bases, adapters or tenants; a name plays no part.
+    """
+
+    def __init__(self, fingerprint: str, adapters: tuple[WeightedAdapter, ...], salt: str, block_size: int) -> None:
+        self._block_size = block_size
+        identity = repr(("polyrank-kv-1", fingerprint, [(a.digest, a.weight) for a in adapters], salt, block_size))
+        self._keys = [hashlib.sha256(identity.encode()).digest()]
+
+    def upto(self, tokens: Sequence[int], num_tokens: int) -> list[bytes]:
+        """Keys of the blocks that the first `num_tokens` tokens fill; computed once each."""
+        size = self._block_size
+        count = num_tokens // size
+        while len(self._keys) <= count:
+            index = len(self._keys) - 1
+            block = ",".join(map(str, tokens[index * size : (index + 1) * size]))
+            self._keys.append(hashlib.sha256(self._keys[-1] + block.encode()).digest())
+        return self._keys[1 : count + 1]

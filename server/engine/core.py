@@ -1,0 +1,249 @@
+"""The engine's step: load adapters, schedule, run the model, hand out tokens. One thread calls it."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+from adapters_store.errors import CodedError
+from server.engine.adapter_loader import AdapterLoader, Loaded
+from server.engine.adapter_storage import AdapterStorage, PackedAdapter
+from server.engine.answer import Answer
+from server.engine.batch import ScheduledBatch, ScheduledSequence
+from server.engine.model_runner import ModelRunner
+from server.engine.quarantine import Quarantine
+from server.engine.request import FinishReason, StepOutput
+from server.engine.sampler import Sampled
+from server.engine.scheduler import Scheduler
+from server.engine.status import EngineStats
+from server.errors import EngineFailure, ModelOutputInvalid, NotReady
+
+LOADS_IN_FLIGHT = 4  # adapters being read or waiting for room; more would only hold memory
+
+log = logging.getLogger(__name__)
+
+Outputs = list[tuple[str, StepOutput]]
+
+
+@dataclass(slots=True)
+class _Counters:
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    last_step: float = field(default_factory=time.monotonic)
+
+
+class EngineCore:
+    """Sequences in, outputs out. A request's failure is an output of that request; the engine goes on."""
+
+    def __init__(
+        self, scheduler: Scheduler, runner: ModelRunner, storage: AdapterStorage, loader: AdapterLoader
+    ) -> None:
+        self.scheduler = scheduler
+        self._runner = runner
+        self._storage = storage
+        self._loader = loader
+        self._answers: dict[str, Answer] = {}
+        self._staged: list[PackedAdapter] = []  # loaded, waiting for room in the pool
+        self._quarantine = Quarantine()
+        self._counters = _Counters()
+        self.blocked = False
+        self.stats = EngineStats()  # replaced whole after every change, so that other threads may read it
+
+    @property
+    def has_work(self) -> bool:
+        """True while a sequence waits or runs, or an adapter is on its way."""
+        return bool(self._answers or self._staged or self.scheduler.adapters.num_pending)
+
+    def add(self, answer: Answer) -> Outputs:
+        """Queue a request; refused at once if its adapter has been quarantined."""
+        bad = self._quarantine.refused(answer.sequence.digests)
+        if bad is not None:
+            error = NotReady(
+                f"Adapter sha256:{bad} gave no valid numbers several times and is refused for some minutes. "
+                "Check its weights (an `extreme_delta` warning?) and upload a mended one.",
+                code="adapter_quarantined",
+            )
+            return [(answer.sequence.request_id, StepOutput(finish_reason=FinishReason.ERROR, error=error))]
+        if not self._answers:
+            self._counters.last_step = time.monotonic()
+        self._answers[answer.sequence.request_id] = answer
+        self.scheduler.add(answer.sequence)
+        return []
+
+    def abort(self, request_id: str) -> Outputs:
+        """Drop a request and free what it holds; unknown or ended ones are ignored."""
+        answer = self._answers.get(request_id)
+        return [self._end(answer, StepOutput(finish_reason=FinishReason.ABORT))] if answer else []
+
+    def step(self) -> Outputs:
+        """Do one round: place adapters that have arrived, compute a batch, begin to load those asked for.
+
+        Without outputs, running sequences or a placed adapter only the end of a load can bring the engine on; then
+        `blocked` is true.
+        """
+        self.blocked = False
+        self._counters.last_step = time.monotonic()
+        placed = self.scheduler.adapters.counters.loads
+        outputs = self._place_adapters()
+        batch = self.scheduler.schedule()
+        if batch.entries:
+            outputs += self._compute(batch)
+            self._counters.steps += 1
+        for digest in self.scheduler.adapters.take_wanted(LOADS_IN_FLIGHT, urgent=self.scheduler.awaited):
+            self._loader.start(digest)
+        progress = outputs or self.scheduler.running or placed != self.scheduler.adapters.counters.loads
+        self.blocked = not progress
+        self._counters.last_step = time.monotonic()
+        self.publish()
+        return outputs
+
+    @property
+    def has_arrivals(self) -> bool:
+        """True when a load has ended and waits to be placed."""
+        return self._loader.has_ended
+
+    def seconds_since_step(self) -> float:
+        """Seconds since the last step; 0 without requests or while all wait for loads. Any thread may ask."""
+        return time.monotonic() - self._counters.last_step if self._answers and not self.blocked else 0.0
+
+    def close(self) -> None:
+        """End the loader's threads; the core takes no further step."""
+        self._loader.close()
+
+    def check_integrity(self) -> None:
+        """Assert that everything held belongs to a live request."""
+        self.scheduler.check_integrity()
+        live = {s.request_id for s in self.scheduler.running} | {s.request_id for s in self.scheduler.waiting}
+        if live != self._answers.keys():
+            raise AssertionError(f"answers {sorted(self._answers)} are not the sequences {sorted(live)}")
+
+    def publish(self) -> None:
+        """Renew `stats`."""
+        scheduler, adapters, counters = self.scheduler, self.scheduler.adapters, self._counters
+        blocks = scheduler.blocks
+        self.stats = EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            kv_usage=1 - blocks.num_free / blocks.num_blocks,
+            kv_blocks_free=blocks.num_free,
+            prefix_query_tokens_total=scheduler.num_prefix_queries,
+            prefix_hit_tokens_total=scheduler.num_prefix_hits,
+            prompt_tokens_total=counters.prompt_tokens,
+            generated_tokens_total=counters.generated_tokens,
+            steps_total=counters.steps,
+            preemptions_total=scheduler.num_preemptions,
+            adapters_resident=adapters.num_resident,
+            adapter_bytes_used=adapters.bytes_used,
+            adapter_hits_total=adapters.counters.hits,
+            adapter_misses_total=adapters.counters.misses,
+            adapter_loads_total=adapters.counters.loads,
+            adapter_evictions_total=adapters.counters.evictions,
+            adapter_load_failures_total=adapters.counters.failures,
+            running_adapters=tuple(sorted({d for s in scheduler.running for d in s.digests})),
+            waiting_adapters=tuple(sorted({d for s in scheduler.waiting for d in s.digests})),
+        )
+
+    def _place_adapters(self) -> Outputs:
+        outputs: Outputs = []
+        for loaded in self._loader.poll():
+            if loaded.adapter is None:
+                outputs += self._fail_load(loaded)
+            else:
+                self._staged.append(loaded.adapter)
+        awaited = self.scheduler.awaited
+        self._staged.sort(key=lambda adapter: adapter.digest not in awaited)
+        for adapter in list(self._staged):
+            awaited = self.scheduler.awaited  # another head, once a failure has ended the one before
+            placement = self.scheduler.adapters.place(adapter.digest, adapter.sizes, keep=awaited)
+            if placement is not None:
+                self._storage.write(placement, adapter)
+                self._staged.remove(adapter)
+            elif not self.scheduler.running and (adapter.digest in awaited or not self.scheduler.waiting):
+                outputs += self._refuse(adapter)
+        return outputs
+
+    def _refuse(self, adapter: PackedAdapter) -> Outputs:
+        """The head of the queue has no room for this adapter beside its others; who else waits for it still may."""
+        error = NotReady(
+            f"Adapter sha256:{adapter.digest} ({sum(adapter.sizes)} bytes) does not fit the adapter memory "
+            "beside what this request and pins need; raise --adapter-memory.",
+            code="adapter_memory_full",
+        )
+        log.warning("adapter_memory_full", extra={"digest": adapter.digest, "bytes": sum(adapter.sizes)})
+        waiting = self.scheduler.waiting
+        outputs = [self._fail(waiting[0].request_id, error)] if waiting else []
+        if not any(adapter.digest in sequence.digests for sequence in waiting):
+            self._staged.remove(adapter)
+            self.scheduler.adapters.unpin(adapter.digest)  # a pin that cannot be kept is not pretended
+            self.scheduler.adapters.fail(adapter.digest)
+        return outputs
+
+    def _fail_load(self, loaded: Loaded) -> Outputs:
+        """Every request that waits for this adapter gets the reason; others do not notice."""
+        log.warning("adapter_load_failed", extra={"digest": loaded.digest, "reason": str(loaded.error)})
+        self.scheduler.adapters.unpin(loaded.digest)
+        self.scheduler.adapters.fail(loaded.digest)
+        waiting = [s for s in self.scheduler.waiting if loaded.digest in s.digests]
+        return [self._fail(sequence.request_id, loaded.error) for sequence in waiting]
+
+    def _compute(self, batch: ScheduledBatch) -> Outputs:
+        try:
+            sampled = self._runner.run(batch, self._answers)
+        except Exception:
+            log.exception("step_failed", extra={"sequences": len(batch.entries)})
+            return self._compute_alone(batch)
+        outputs: Outputs = []
+        for entry, chosen in zip(batch.entries, sampled, strict=True):
+            outputs += self._settled(entry, chosen)
+        return outputs
+
+    def _compute_alone(self, batch: ScheduledBatch) -> Outputs:
+        """After a failed step run each sequence by itself, so that only those at fault end."""
+        outputs: Outputs = []
+        for entry in batch.entries:
+            try:
+                [chosen] = self._runner.run(ScheduledBatch((entry,)), self._answers)
+            except Exception as error:
+                log.exception("request_failed", extra={"request_id": entry.sequence.request_id})
+                failure = EngineFailure(f"The model could not compute this request ({type(error).__name__}).")
+                outputs.append(self._fail(entry.sequence.request_id, failure))
+            else:
+                outputs += self._settled(entry, chosen)
+        return outputs
+
+    def _settled(self, entry: ScheduledSequence, chosen: Sampled | None) -> Outputs:
+        """`_settle`, whose failure (a tokenizer's or a grammar's) is that request's own."""
+        try:
+            return self._settle(entry, chosen)
+        except Exception as error:
+            log.exception("request_failed", extra={"request_id": entry.sequence.request_id})
+            failure = EngineFailure(f"The answer could not be put together ({type(error).__name__}).")
+            return [self._fail(entry.sequence.request_id, failure)]
+
+    def _settle(self, entry: ScheduledSequence, chosen: Sampled | None) -> Outputs:
+        """Book an entry's computed tokens and pass on its new token."""
+        sequence = entry.sequence
+        self.scheduler.computed(entry)
+        self._counters.prompt_tokens += max(0, min(entry.start + entry.count, sequence.num_prompt) - entry.start)
+        if chosen is None:
+            return []
+        answer = self._answers[sequence.request_id]
+        if chosen.token_id is None:
+            self._quarantine.blame(sequence.request.adapters)
+            return [self._fail(sequence.request_id, ModelOutputInvalid("The model's output has no valid numbers."))]
+        if sequence.max_tokens == 0:
+            done = StepOutput(prompt=answer.prompt(), finish_reason=FinishReason.LENGTH)
+            return [self._end(answer, done)]
+        output = answer.accept(chosen)
+        self._counters.generated_tokens += 1
+        return [self._end(answer, output) if output.finish_reason else (sequence.request_id, output)]
+
+    def _fail(self, request_id: str, error: CodedError | None) -> tuple[str, StepOutput]:
+        return self._end(self._answers[request_id], StepOutput(finish_reason=FinishReason.ERROR, error=error))
+
+    def _end(self, answer: Answer, output: StepOutput) -> tuple[str, StepOutput]:
+        """The one way out for every request: finished, failed or aborted."""
+        sequence = answer.sequence
+        del self._answers[sequence.request_id]
+        self.scheduler.remove(sequence)
+        return sequence.request_id, output

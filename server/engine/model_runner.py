@@ -1,0 +1,139 @@
+"""Runs a scheduled batch through the model: flat tensors in, chosen tokens out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kernels.segments import Segments
+from server.engine.adapter_pool import AdapterPool
+from server.engine.answer import Answer
+from server.engine.batch import ScheduledBatch, ScheduledSequence
+from server.engine.sampler import Sampled, candidates, sample
+from server.model.base import BaseModel
+from server.model.prepare import forward
+from server.model.step_context import AttentionMetadata, StepContext
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Flat rows of one entry: its first token row, and the part of the kept logits that is its own."""
+
+    entry: ScheduledSequence
+    first: int
+    logits: range
+
+
+class ModelRunner:
+    """One forward pass per step. Rows of all requests lie flat, one after another, without padding."""
+
+    def __init__(self, base: BaseModel, context: StepContext, adapters: AdapterPool, block_size: int) -> None:
+        self._base = base
+        self._context = context
+        self._adapters = adapters
+        self._block_size = block_size
+
+    @torch.inference_mode()
+    def run(self, batch: ScheduledBatch, answers: Mapping[str, Answer]) -> list[Sampled | None]:
+        """Compute a batch; per entry the chosen token, or None if its prompt is not complete yet."""
+        rows = _layout(batch)
+        kept = [row.first + i for row in rows for i in _kept(row.entry)]
+        digests = {digest for entry in batch.entries for digest in entry.sequence.digests}
+        self._context.begin(
+            self._attention(batch),
+            self._segments([(row.entry, range(row.first, row.first + row.entry.count)) for row in rows]),
+            self._segments([(row.entry, row.logits) for row in rows]),
+            [self._adapters.slot(digest) for digest in digests],
+        )
+        tokens = np.concatenate([np.asarray(e.sequence.tokens[e.start : e.start + e.count]) for e in batch.entries])
+        positions = np.concatenate([np.arange(e.start, e.start + e.count) for e in batch.entries])
+        logits = forward(
+            self._base,
+            self._context,
+            self._tensor(tokens, torch.int64),
+            self._tensor(positions, torch.int64),
+            self._tensor(kept, torch.int64),
+        )
+        for row in rows:
+            _record_prompt_logprobs(row, logits)
+        sampling = [row for row in rows if row.entry.samples]
+        if not sampling:
+            return [None] * len(rows)
+        last = [row.logits[-1] for row in sampling]
+        chosen = iter(
+            sample(
+                logits if len(last) == len(logits) else logits[last],  # no copy in a step of decodes alone
+                [answers[row.entry.sequence.request_id].sample_row() for row in sampling],
+            )
+        )
+        return [next(chosen) if row.entry.samples else None for row in rows]
+
+    def _attention(self, batch: ScheduledBatch) -> AttentionMetadata:
+        entries = batch.entries
+        width = max(len(entry.sequence.block_table) for entry in entries)
+        table = np.zeros((len(entries), width), dtype=np.int32)
+        slots = []
+        for index, entry in enumerate(entries):
+            blocks = np.asarray(entry.sequence.block_table, dtype=np.int32)
+            table[index, : len(blocks)] = blocks
+            position = np.arange(entry.start, entry.start + entry.count)
+            page = blocks[position // self._block_size].astype(np.int64)
+            slots.append(page * self._block_size + position % self._block_size)
+        return AttentionMetadata(
+            query_start=self._tensor(np.cumsum([0, *(entry.count for entry in entries)]), torch.int32),
+            kv_length=self._tensor([entry.start + entry.count for entry in entries], torch.int32),
+            block_table=self._tensor(table, torch.int32),
+            slots=self._tensor(np.concatenate(slots), torch.int64),
+        )
+
+    def _segments(self, rows: list[tuple[ScheduledSequence, range]]) -> Segments | None:
+        """Rows grouped by adapter, adapters in the order of their digests; None for a step of base rows alone."""
+        groups: dict[str, list[tuple[range, float]]] = {}
+        for entry, own in rows:
+            for adapter in entry.sequence.request.adapters:
+                if own:
+                    groups.setdefault(adapter.digest, []).append((own, adapter.weight))
+        if not groups:
+            return None
+        members = [groups[digest] for digest in sorted(groups)]
+        counts = [sum(len(own) for own, _ in group) for group in members]
+        return Segments(
+            slot=self._tensor([self._adapters.slot(digest) for digest in sorted(groups)], torch.int32),
+            start=self._tensor(np.cumsum([0, *counts]), torch.int32),
+            token=self._tensor([row for group in members for own, _ in group for row in own], torch.int32),
+            weight=self._tensor([w for group in members for own, w in group for _ in own], torch.float32),
+        )
+
+    def _tensor(self, values: object, dtype: torch.dtype) -> torch.Tensor:
+        return torch.as_tensor(values, dtype=dtype).to(self._base.device, non_blocking=True)
+
+
+def _layout(batch: ScheduledBatch) -> list[_Rows]:
+    rows, first, logit = [], 0, 0
+    for entry in batch.entries:
+        count = len(_kept(entry))
+        rows.append(_Rows(entry, first, range(logit, logit + count)))
+        first += entry.count
+        logit += count
+    return rows
+
+
+def _kept(entry: ScheduledSequence) -> range:
+    """Rows of an entry (from its own first) whose logits are needed: the last one, or all of the prompt's."""
+    if entry.sequence.wants_prompt_logprobs and entry.start < entry.sequence.num_prompt:
+        return range(entry.count)
+    return range(entry.count - 1, entry.count) if entry.samples else range(0)
+
+
+def _record_prompt_logprobs(row: _Rows, logits: torch.Tensor) -> None:
+    """Log probabilities of the prompt tokens that follow this entry's rows."""
+    entry, sequence = row.entry, row.entry.sequence
+    count = sequence.request.sampling.prompt_logprobs
+    last = min(entry.start + entry.count, sequence.num_prompt - 1)
+    if count is None or entry.start >= last:
+        return
+    for position in range(entry.start, last):
+        logprobs = logits[row.logits[position - entry.start]].log_softmax(dim=-1)
+        following = sequence.tokens[position + 1]
+        sequence.prompt_logprobs[position + 1] = (float(logprobs[following]), candidates(logprobs, count))

@@ -1,0 +1,54 @@
+"""A request inside the engine: its tokens, how far they are computed, and what it holds."""
+
+from collections.abc import Sequence as TokenSequence
+
+from server.engine.block_pool import PrefixKeys
+from server.engine.request import Candidate, GenerationRequest
+
+
+class Sequence:
+    """Tokens of one request (prompt, then output) and the resources it holds while it runs.
+
+    `num_computed` tokens have their keys and values in `block_table`; a step computes some of the rest. The
+    scheduler owns `num_computed`, `block_table` and `preemptions`; the engine core owns the output fields.
+    """
+
+    def __init__(
+        self, request: GenerationRequest, prompt: TokenSequence[int], max_tokens: int, keys: PrefixKeys
+    ) -> None:
+        self.request = request
+        self.tokens = list(prompt)
+        self.num_prompt = len(self.tokens)
+        self.max_tokens = max_tokens
+        self.keys = keys
+        self.num_computed = 0
+        self.num_cached = 0
+        self.block_table: list[int] = []
+        self.preemptions = 0
+        self.overtaken = 0
+        self.prompt_logprobs: dict[int, tuple[float, tuple[Candidate, ...]]] = {}
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        return tuple(adapter.digest for adapter in self.request.adapters)
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens not yet computed: 1 while decoding, more while the prompt is being prefilled."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def output(self) -> list[int]:
+        return self.tokens[self.num_prompt :]
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        return self.request.sampling.prompt_logprobs is not None

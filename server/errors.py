@@ -1,0 +1,51 @@
+"""The exception tree of the service; each class has its HTTP status and stable code. One handler answers them all."""
+
+from adapters_store.errors import CodedError
+
+
+class InvalidRequest(CodedError):
+    """A field of the request is missing, malformed or out of bounds (400)."""
+
+    status = 400
+    code = "invalid_parameter"
+
+
+class ContextTooLong(InvalidRequest):
+    """Prompt and new tokens do not fit the context (400)."""
+
+    code = "context_length_exceeded"
+
+
+class PayloadTooLarge(CodedError):
+    """The body is larger than allowed (413)."""
+
+    status = 413
+    code = "upload_too_large"
+
+
+class Overloaded(CodedError):
+    """The queue is full (503, with Retry-After in seconds)."""
+
+    status = 503
+    code = "overloaded"
+    retry_after = 1.0
+
+
+class NotReady(CodedError):
+    """The server is starting or draining (503)."""
+
+    status = 503
+    code = "not_ready"
+    retry_after = 2.0
+
+
+class EngineFailure(CodedError):
+    """The engine could not finish this request (500)."""
+
+    code = "engine_failure"
+
+
+class ModelOutputInvalid(CodedError):
+    """The model produced NaN logits for this request (500)."""
+
+    code = "model_output_invalid"

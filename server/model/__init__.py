@@ -1,0 +1,1 @@
+"""The base model through transformers, with adapter-aware linears and paged attention."""

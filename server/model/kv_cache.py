@@ -1,0 +1,53 @@
+"""The paged key-value pool: one flat buffer, a page holding one block of tokens of all layers."""
+
+import math
+
+import torch
+
+from server.model.memory import lazy_bytes
+
+
+class KVCache:
+    """Keys and values of all requests, `[pages, layers, 2, page_size, kv_heads, dim]`.
+
+    A page is contiguous over the layers, so that pages can one day be traded against adapter memory; what a layer's
+    kernel sees is a strided view. The content of a page is whatever its last user left (zeros at first).
+    """
+
+    def __init__(
+        self,
+        num_pages: int,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        page_size: int = 16,
+    ) -> None:
+        shape = (num_pages, layers, 2, page_size, kv_heads, head_dim)
+        zeros = lazy_bytes(math.prod(shape) * dtype.itemsize, torch.device(device))
+        self.buffer = zeros.view(dtype).view(shape)
+        self._layers = [(self.buffer[:, layer, 0], self.buffer[:, layer, 1]) for layer in range(layers)]
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Key and value pool of one layer, each `[pages, page_size, kv_heads, dim]` with a page stride."""
+        return self._layers[index]
+
+    @property
+    def num_pages(self) -> int:
+        return self.buffer.shape[0]
+
+    @property
+    def page_size(self) -> int:
+        """Tokens in a page."""
+        return self.buffer.shape[3]
+
+    @property
+    def page_bytes(self) -> int:
+        return self.buffer[0].numel() * self.buffer.element_size()
+
+
+def page_bytes(layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, page_size: int = 16) -> int:
+    """Bytes of one page: both halves of `page_size` tokens of all layers."""
+    return layers * 2 * page_size * kv_heads * head_dim * dtype.itemsize

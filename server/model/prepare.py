@@ -1,0 +1,73 @@
+"""Makes a loaded model adapter-aware and paged, and runs it."""
+
+import torch
+from torch import nn
+
+from server.model.adapter_linear import AdapterEmbedding, AdapterLinear
+from server.model.attention import NAME, register
+from server.model.base import BaseModel
+from server.model.quantize import check_quantization, quantize
+from server.model.spec import adapter_kind
+from server.model.step_context import StepContext
+from server.model.verify import plain_logits, verify
+
+
+def prepare_model(base: BaseModel, quantization: str = "none") -> StepContext:
+    """Wrap every target module of `base.model` in place and give its attention layers our paged attention.
+
+    Ends with a short comparison against the unchanged model, so that an architecture whose attention cannot be
+    replaced exactly is refused here (`ModelLoadError`) and never serves wrong answers. Quantization ("int8") comes
+    after that: what it changes must not hide what attention changes. A second comparison bounds it.
+    """
+    check_quantization(quantization, base.device)
+    context = StepContext(tuple(base.spec.modules), base.spec.head)
+    expected = plain_logits(base)
+    _wrap(base, context)
+    _replace_attention(base, context)
+    verify(base, context, expected, forward)
+    if quantization == "int8":
+        quantize(base)
+        verify(base, context, expected, forward, quantized=True)
+    return context
+
+
+@torch.inference_mode()
+def forward(
+    base: BaseModel,
+    context: StepContext,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    logit_rows: torch.Tensor,
+) -> torch.Tensor:
+    """Run one step, which `context.begin` has described.
+
+    input_ids, position_ids: int64 [T]; logit_rows: int64 [K], rows whose logits are wanted (K may be 0).
+    Returns float32 [K, vocabulary], with the architecture's own scaling and capping of logits done.
+    """
+    output = base.model(
+        input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, logits_to_keep=logit_rows
+    )
+    logits: torch.Tensor = output.logits[0]
+    return logits.float()
+
+
+def _wrap(base: BaseModel, context: StepContext) -> None:
+    for name, index in context.module_index.items():
+        parent_name, _, child = name.rpartition(".")
+        parent = base.model.get_submodule(parent_name)
+        module = getattr(parent, child)
+        wrapper: nn.Module
+        if adapter_kind(module) == "embedding":
+            wrapper = AdapterEmbedding(module, context, index)
+        else:
+            wrapper = AdapterLinear(module, context, index, head=name == context.head)
+        setattr(parent, child, wrapper)
+    base.model.eval()
+
+
+def _replace_attention(base: BaseModel, context: StepContext) -> None:
+    register()
+    base.model.set_attn_implementation(NAME)
+    for module in base.model.modules():
+        if hasattr(module, "layer_idx"):
+            module.step_context = context

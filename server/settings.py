@@ -1,0 +1,244 @@
+"""Every option of the service once: flag, environment variable, default and help.
+
+`python -m server.settings` writes the table of options into README.md.
+"""
+
+import ipaddress
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ByteSize, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "POLYRANK_"
+# Read elsewhere: by the command line's client, and by the kernels' build.
+OTHER_VARIABLES = frozenset({"POLYRANK_URL", "POLYRANK_API_KEY", "POLYRANK_CACHE", "POLYRANK_KERNELS"})
+STORE_SCHEMES = ("file", "memory", "s3", "gs", "az")
+TABLE_START, TABLE_END = "<!-- options: start -->", "<!-- options: end -->"
+
+
+class SettingsError(ValueError):
+    """An option is unknown or malformed; the message names it."""
+
+
+def _positive_size(value: ByteSize) -> ByteSize:
+    if value <= 0:
+        raise ValueError("must be more than 0 bytes")
+    return value
+
+
+def _default_store() -> str:
+    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return str(Path(home).expanduser() / "polyrank")
+
+
+Size = Annotated[ByteSize, AfterValidator(_positive_size)]
+
+
+def _option(default: Any, text: str, metavar: str, shown: str | None = None) -> Any:
+    """A field with what the command line and the README show: help, value's form, and the default in words."""
+    in_words = {"None": "none", "False": "off", "True": "on"}
+    extra: JsonDict = {"metavar": metavar, "shown": shown or in_words.get(str(default), str(default))}
+    if callable(default):
+        return Field(default_factory=default, description=text, json_schema_extra=extra)
+    return Field(default=default, description=text, json_schema_extra=extra, validate_default=True)
+
+
+class Settings(BaseSettings):
+    """Options of `polyrank serve`. A flag wins over its environment variable, and that over the default."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    model: str = _option("smollm2", "Base model: a folder, a Hugging Face id, or `smollm2` (built in).", "MODEL")
+    store: str = _option(
+        _default_store,
+        "Where adapters are kept: a folder, or `memory://` (gone at the end).",
+        "FOLDER|URL",
+        "~/.local/share/polyrank",
+    )
+    preload: Path | None = _option(
+        None, "Folder of PEFT folders; each is added at start under its own name, unless it was ever used.", "FOLDER"
+    )
+    host: str = _option("127.0.0.1", "Address to listen on; any but loopback needs `--insecure`.", "ADDRESS")
+    port: int = _option(8000, "Port to listen on.", "PORT")
+    insecure: bool = _option(
+        False, "Listen beyond loopback although there are no keys: whoever reaches the port may do all.", "BOOL"
+    )
+    device: Literal["auto", "cpu", "cuda"] = _option(
+        "auto", "Where the model runs; `auto` takes a GPU if there is one.", "auto|cpu|cuda"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+        "auto",
+        "Type of weights and KV cache; `auto`: float32 on a CPU, bfloat16 on a GPU.",
+        "auto|float32|bfloat16|float16",
+    )
+    quantize: Literal["none", "int8"] = _option(
+        "none",
+        "Rounds the base model's products; `int8`: faster and smaller on a CPU, adapters stay exact.",
+        "none|int8",
+    )
+    kv_cache_memory: Size = _option("1GiB", "Device memory for the KV cache of all requests, such as `2GiB`.", "BYTES")
+    adapter_memory: Size = _option(
+        "512MiB", "Device memory for adapters; those in use stay, others make room.", "BYTES"
+    )
+    max_batch_tokens: PositiveInt = _option(512, "Tokens computed in one step, prompts and answers together.", "TOKENS")
+    max_running: PositiveInt = _option(64, "Requests in the batch at the same time.", "REQUESTS")
+    max_queued: PositiveInt = _option(256, "Requests that may wait; further ones are refused with 503.", "REQUESTS")
+    max_context: PositiveInt | None = _option(
+        None, "Longest prompt and answer together.", "TOKENS", "what the base model allows"
+    )
+    max_rank: PositiveInt = _option(256, "Highest rank of an adapter; higher ones are refused with 422.", "RANK")
+    max_upload_bytes: Size = _option("1GiB", "Largest upload; larger ones are refused with 413.", "BYTES")
+    adapter_root: Path | None = _option(
+        None,
+        "Folder below which `POST /v1/load_lora_adapter` may read; without it that route takes no paths.",
+        "FOLDER",
+    )
+    drain_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = _option(
+        30, "After SIGTERM, time for running requests to finish.", "SECONDS"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _option(
+        "info", "Least weight of a line in the log.", "debug|info|warning|error"
+    )
+    log_format: Literal["text", "json"] = _option("text", "Form of the log.", "text|json")
+
+    @field_validator("model")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must name a model")
+        return value
+
+    @field_validator("store")
+    @classmethod
+    def _known_store(cls, value: str) -> str:
+        scheme, separator, _ = value.partition("://")
+        if not value.strip():
+            raise ValueError("must name a folder or a URL")
+        if separator and scheme not in STORE_SCHEMES:
+            raise ValueError(f"unknown scheme {scheme}://; known are {', '.join(STORE_SCHEMES)}")
+        return value if separator else str(Path(value).expanduser())
+
+    @field_validator("port")
+    @classmethod
+    def _port_number(cls, value: int) -> int:
+        if not 1 <= value <= 65535:
+            raise ValueError("must be between 1 and 65535")
+        return value
+
+    @field_validator("preload", "adapter_root")
+    @classmethod
+    def _existing_folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError("must be an existing folder")
+        return value
+
+    @model_validator(mode="after")
+    def _open_on_loopback_only(self) -> "Settings":
+        if not self.insecure and not is_loopback(self.host):
+            raise ValueError(
+                f"--host {self.host} (POLYRANK_HOST) lets other machines in and there are no API keys to stop them; "
+                "listen on 127.0.0.1, or say --insecure (POLYRANK_INSECURE=true) where the network itself is closed"
+            )
+        return self
+
+    @property
+    def address(self) -> str:
+        """URL at which this machine reaches the server."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+        host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        return f"http://{host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to the address; names other than localhost count as no."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def flag(name: str) -> str:
+    """`max_rank` -> `--max-rank`."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """`max_rank` -> `POLYRANK_MAX_RANK`."""
+    return PREFIX + name.upper()
+
+
+def facts(field: FieldInfo) -> dict[str, str]:
+    """What `_option` put beside the field: metavar, and the default in words."""
+    extra = field.json_schema_extra
+    return {key: str(value) for key, value in extra.items()} if isinstance(extra, dict) else {}
+
+
+def _refuse_unknown_variables() -> None:
+    known = {variable(name) for name in Settings.model_fields} | OTHER_VARIABLES
+    unknown = sorted(key for key in os.environ if key.upper().startswith(PREFIX) and key not in known)
+    if unknown:
+        raise SettingsError(
+            f"unknown environment variable {', '.join(unknown)}; `polyrank serve --help` lists them all"
+        )
+
+
+def load(flags: Mapping[str, object] | None = None) -> Settings:
+    """Settings from the given flags and the environment; a bad one raises SettingsError with its name."""
+    _refuse_unknown_variables()
+    flags = flags or {}
+    try:
+        return Settings(**flags)  # type: ignore[arg-type]  # pydantic parses the strings
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(dict(problem), flags) for problem in error.errors())) from None
+
+
+def _explain(problem: dict[str, Any], flags: Mapping[str, object]) -> str:
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:
+        return text
+    name = str(problem["loc"][0])
+    if name not in Settings.model_fields:
+        return f"unknown option {flag(name)}"
+    where = flag(name) if name in flags else variable(name)
+    return f"{where}={problem['input']!s}: {text[:1].lower()}{text[1:]}"
+
+
+def table() -> str:
+    """The options as a Markdown table."""
+    rows = ["| option | environment | default | meaning |", "|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        switch, shown = field.annotation is bool, facts(field)["shown"]
+        default = shown if shown in ("none", "off", "on") or " " in shown else f"`{shown}`"
+        form = "" if switch else " " + facts(field)["metavar"].replace("|", "\\|")
+        rows.append(f"| `{flag(name)}{form}` | `{variable(name)}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def with_table(readme: str) -> str:
+    """The text with the current table between its two markers."""
+    pattern = re.compile(f"{re.escape(TABLE_START)}.*{re.escape(TABLE_END)}", re.DOTALL)
+    if not pattern.search(readme):
+        raise SettingsError(f"README.md lacks the markers {TABLE_START} and {TABLE_END}")
+    return pattern.sub(lambda _: f"{TABLE_START}\n{table()}\n{TABLE_END}", readme)
+
+
+def main() -> None:
+    """Rewrites README.md of the current folder where its table is out of date."""
+    path = Path("README.md")
+    text = path.read_text()
+    if (fresh := with_table(text)) != text:
+        path.write_text(fresh)
+        sys.stdout.write("README.md: options brought up to date\n")
+
+
+if __name__ == "__main__":
+    main()

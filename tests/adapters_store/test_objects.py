@@ -1,0 +1,211 @@
+"""What every object store must do, told once; each backend inherits it, with raw access that goes around the store."""
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import obstore
+import pytest
+from obstore.store import LocalStore, MemoryStore
+
+from adapters_store.errors import StorageFull, StoreUnavailable, write_error
+from adapters_store.local import LocalObjects
+from adapters_store.objects import ObjectMissing, Objects, open_objects
+
+RECORD = ("names/t/n/1.json", b"one")
+
+
+class ObjectsTests:
+    """The contract. A backend's fixture gives the objects; `raw_*` see the store behind them.
+
+    takes_back: a failed publish leaves none of its objects; on a shared remote store others may rely on them already.
+    """
+
+    takes_back = True
+
+    @pytest.fixture
+    def objects(self, tmp_path: Path) -> Objects:
+        raise NotImplementedError
+
+    def raw(self, objects: Objects) -> dict[str, bytes]:
+        raise NotImplementedError
+
+    def raw_set(self, objects: Objects, key: str, data: bytes) -> None:
+        raise NotImplementedError
+
+    def test_publishes_objects_and_record(self, objects: Objects, tmp_path: Path) -> None:
+        source = tmp_path / "source"
+        source.write_bytes(os.urandom(3 << 20))
+        assert objects.publish({"blobs/a": b"bytes", "blobs/b": source}, RECORD)
+        assert self.raw(objects) == {"blobs/a": b"bytes", "blobs/b": source.read_bytes(), RECORD[0]: b"one"}
+
+    def test_reads_what_others_wrote(self, objects: Objects) -> None:
+        self.raw_set(objects, "blobs/x", b"theirs")
+        assert objects.get("blobs/x") == b"theirs"
+        assert objects.exists("blobs/x")
+        with objects.file("blobs/x") as path:
+            assert path.read_bytes() == b"theirs"
+
+    def test_a_missing_object(self, objects: Objects) -> None:
+        assert not objects.exists("blobs/x")
+        with pytest.raises(ObjectMissing):
+            objects.get("blobs/x")
+        with pytest.raises(ObjectMissing), objects.file("blobs/x"):
+            pass
+
+    def test_a_record_is_written_once(self, objects: Objects) -> None:
+        assert objects.publish({}, RECORD)
+        assert not objects.publish({}, (RECORD[0], b"two"))
+        assert objects.get(RECORD[0]) == b"one"
+
+    def test_a_lost_race_leaves_nothing_of_the_loser(self, objects: Objects) -> None:
+        objects.publish({"blobs/kept": b"1"}, RECORD)
+        before = self.raw(objects)
+        assert not objects.publish({"blobs/kept": b"1", "blobs/new": b"2"}, (RECORD[0], b"two"))
+        assert self.raw(objects) == (before if self.takes_back else {**before, "blobs/new": b"2"})
+
+    def test_one_of_many_racing_writers_wins(self, objects: Objects) -> None:
+        won: list[int] = []
+        start = threading.Barrier(8)
+
+        def write(number: int) -> None:
+            start.wait()
+            if objects.publish({f"blobs/{number}": bytes([number])}, (RECORD[0], bytes([number]))):
+                won.append(number)
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (winner,) = won
+        kept = [winner] if self.takes_back else range(8)
+        assert self.raw(objects) == {f"blobs/{n}": bytes([n]) for n in kept} | {RECORD[0]: bytes([winner])}
+
+    def test_objects_may_be_written_again_and_without_record(self, objects: Objects) -> None:
+        self.raw_set(objects, "blobs/a", b"rotten")
+        assert objects.publish({"blobs/a": b"sound"})
+        assert self.raw(objects) == {"blobs/a": b"sound"}
+
+    def test_sizes_lists_a_prefix(self, objects: Objects) -> None:
+        objects.publish({"blobs/a": b"1", "blobs/b/c": b"22", "other/a": b"3"})
+        assert objects.sizes("blobs/") == {"blobs/a": 1, "blobs/b/c": 2}
+        assert objects.sizes("nothing/") == {}
+
+    def test_a_source_that_cannot_be_read_leaves_nothing(self, objects: Objects, tmp_path: Path) -> None:
+        with pytest.raises(StoreUnavailable):
+            objects.publish({"blobs/a": b"1", "blobs/b": tmp_path / "absent"}, RECORD)
+        assert self.raw(objects) == ({} if self.takes_back else {"blobs/a": b"1"})
+
+
+class TestMemory(ObjectsTests):
+    @pytest.fixture
+    def objects(self, tmp_path: Path) -> Objects:
+        return open_objects("memory://")
+
+    def raw(self, objects: Objects) -> dict[str, bytes]:
+        store = objects._store
+        items = [item for batch in obstore.list(store) for item in batch]
+        return {item["path"]: bytes(obstore.get(store, item["path"]).bytes()) for item in items}
+
+    def raw_set(self, objects: Objects, key: str, data: bytes) -> None:
+        obstore.put(objects._store, key, data)
+
+
+class TestLocal(ObjectsTests):
+    @pytest.fixture
+    def objects(self, tmp_path: Path) -> Objects:
+        return LocalObjects(tmp_path / "store")
+
+    def raw(self, objects: Objects) -> dict[str, bytes]:
+        root = objects._root  # type: ignore[attr-defined]
+        files = [path for path in root.rglob("*") if path.is_file() and path.name != "lock"]
+        return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+    def raw_set(self, objects: Objects, key: str, data: bytes) -> None:
+        path = objects._root / key  # type: ignore[attr-defined]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+class TestRemote(TestLocal):
+    """The code path of S3 and its kin, over obstore's own local store."""
+
+    takes_back = False
+
+    @pytest.fixture
+    def objects(self, tmp_path: Path) -> Objects:
+        objects = Objects(LocalStore(tmp_path / "store", mkdir=True))
+        objects._root = tmp_path / "store"  # type: ignore[attr-defined]
+        return objects
+
+    def test_a_retried_write_of_the_record_is_a_success(self, objects: Objects) -> None:
+        """The first attempt arrived but its answer was lost: the retry finds its own bytes."""
+        self.raw_set(objects, *RECORD)
+        assert objects.publish({}, RECORD)
+
+
+class FullStore(Objects):
+    """Fails the write number `at` with an OS error."""
+
+    def __init__(self, at: int, number: int) -> None:
+        super().__init__(MemoryStore(), shared=False)
+        self.left, self.number = at, number
+
+    def _put(self, key: str, source: Any) -> None:
+        self._count(lambda: Objects._put(self, key, source))
+
+    def _create(self, key: str, data: bytes) -> bool:
+        return bool(self._count(lambda: Objects._create(self, key, data)))
+
+    def _count(self, write: Callable[[], Any]) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(self.number, os.strerror(self.number))
+        return write()
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_failed_write_is_507_and_leaves_nothing(at: int, number: int) -> None:
+    objects = FullStore(at, number)
+    with pytest.raises(StorageFull) as caught:
+        objects.publish({"blobs/a": b"1", "blobs/b": b"2"}, RECORD)
+    assert (caught.value.status, caught.value.code) == (507, "storage_full")
+    assert objects.sizes("") == {}
+    assert objects.publish({"blobs/a": b"1", "blobs/b": b"2"}, RECORD)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [
+        (errno.ENOSPC, 507, "full"),
+        (errno.EDQUOT, 507, "full"),
+        (errno.EIO, 507, "failing"),
+        (errno.EMFILE, 503, "Too many open files"),
+        (errno.EACCES, 503, "Permission denied"),
+        (errno.ESTALE, 503, "now"),
+    ],
+)
+def test_the_reason_is_told_without_a_path(number: int, status: int, word: str) -> None:
+    error = write_error(OSError(number, "text", "/secret/path"))
+    assert error.status == status
+    assert word in error.message
+    assert "secret" not in error.message
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_a_folder_by_path_or_url(tmp_path: Path, form: str) -> None:
+    objects = open_objects(form.format(tmp_path / "s"))
+    assert isinstance(objects, LocalObjects)
+    objects.publish({"blobs/a": b"1"})
+    assert (tmp_path / "s" / "blobs" / "a").read_bytes() == b"1"
+
+
+def test_a_bucket_url_gives_a_remote_store() -> None:
+    objects = open_objects("s3://bucket/prefix")
+    assert type(objects) is Objects
+    assert type(objects._store).__name__ == "S3Store"

@@ -1,0 +1,58 @@
+"""An API over a fake engine and a fake registry, and a client for it."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from server.api.application import create_api
+from server.api.services import ApiSettings, Services
+from server.metrics import Metrics
+from tests.api.fake_engine import FakeEngine
+from tests.api.fake_registry import FakeRegistry
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def registry() -> FakeRegistry:
+    registry = FakeRegistry()
+    registry.put("legal")
+    registry.put("poet")
+    return registry
+
+
+@pytest.fixture
+def adapter_root(tmp_path: Path) -> Path:
+    root = tmp_path / "adapters"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def settings(tmp_path: Path, adapter_root: Path) -> ApiSettings:
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    return ApiSettings(staging=staging, adapter_root=adapter_root, max_upload_bytes=4 << 20, max_json_bytes=1 << 20)
+
+
+@pytest.fixture
+def services(engine: FakeEngine, registry: FakeRegistry, settings: ApiSettings) -> Services:
+    return Services(engine=engine, adapters=registry, metrics=Metrics(), settings=settings)
+
+
+@pytest.fixture
+def api(services: Services) -> FastAPI:
+    return create_api(services)
+
+
+@pytest.fixture
+async def client(api: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=api, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://polyrank") as client:
+        yield client

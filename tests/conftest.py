@@ -1,0 +1,8 @@
+"""Settings of every test."""
+
+import torch
+
+
+def pytest_configure() -> None:
+    """One thread: a tiny model's products are far too small to share, and parallel test runs would only collide."""
+    torch.set_num_threads(1)

@@ -1,0 +1,187 @@
+"""Random adapters packed into a pool as the engine packs them: shared by the kernel tests and the benches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from kernels.segments import ALIGNMENT, FACTOR_DTYPES, RECORD_FIELDS, Field, Segments
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter's parts for one module, in the types they are stored in."""
+
+    a: torch.Tensor | None = None  # [r, in], or [vocabulary, r] for an embedding
+    b: torch.Tensor | None = None  # [r, out]
+    d: torch.Tensor | None = None  # [r] float32
+    bias: torch.Tensor | None = None  # [out] float32
+    weight: torch.Tensor | None = None  # [out, in]
+    weight_bias: torch.Tensor | None = None  # [out] float32
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass
+class PoolBuilder:
+    """Packs blocks into one uint8 buffer, each aligned; gaps are filled with bytes that would show if read."""
+
+    chunks: list[torch.Tensor] = field(default_factory=list)
+    size: int = 0
+
+    def put(self, block: torch.Tensor | None) -> int:
+        if block is None:
+            return -1
+        offset = self.size
+        data = block.contiguous().view(-1).view(torch.uint8)
+        gap = -len(data) % ALIGNMENT + ALIGNMENT
+        self.chunks += [data, torch.full((gap,), 0xFF, dtype=torch.uint8)]  # NaN in every factor type
+        self.size += len(data) + gap
+        return offset
+
+    def add(self, adapter: Adapter) -> list[int]:
+        """The module record of this adapter."""
+        record = [-1] * RECORD_FIELDS
+        record[Field.A], record[Field.B] = self.put(adapter.a), self.put(adapter.b)
+        record[Field.D], record[Field.BIAS] = self.put(adapter.d), self.put(adapter.bias)
+        record[Field.RANK] = 0 if adapter.d is None else len(adapter.d)
+        record[Field.DTYPE] = FACTOR_DTYPES.index(adapter.dtype)
+        record[Field.WEIGHT], record[Field.WEIGHT_BIAS] = self.put(adapter.weight), self.put(adapter.weight_bias)
+        return record
+
+    def pool(self) -> torch.Tensor:
+        return torch.cat(self.chunks) if self.chunks else torch.empty(0, dtype=torch.uint8)
+
+
+def pack(adapters: Sequence[Adapter]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pool and records [slots, RECORD_FIELDS]; slot i is adapter i."""
+    builder = PoolBuilder()
+    records = torch.tensor([builder.add(adapter) for adapter in adapters], dtype=torch.int64)
+    return builder.pool(), records.view(-1, RECORD_FIELDS)
+
+
+def lowrank_adapter(
+    rank: int, inner: int, outer: int, dtype: torch.dtype, *, bias: bool = False, embedding: bool = False
+) -> Adapter:
+    """Zero-mean factors, so that a wrong adapter cannot hide in the tolerance; deltas of about unit size."""
+    offset = torch.randn(outer) if bias else None
+    if rank == 0:
+        return Adapter(bias=offset, dtype=dtype)
+    a = torch.randn(inner, rank) if embedding else torch.randn(rank, inner) / inner**0.5
+    b = torch.randn(rank, outer) / rank**0.5
+    return Adapter(a=a.to(dtype), b=b.to(dtype), d=torch.randn(rank), bias=offset, dtype=dtype)
+
+
+def replacement(inner: int, outer: int, dtype: torch.dtype, *, bias: bool = False) -> Adapter:
+    weight = (torch.randn(outer, inner) / inner**0.5).to(dtype)
+    return Adapter(weight=weight, weight_bias=torch.randn(outer) if bias else None, dtype=dtype)
+
+
+class Group(NamedTuple):
+    """Rows that take one adapter, each with its weight (1 if none are given)."""
+
+    slot: int
+    rows: Sequence[int]
+    weights: Sequence[float] = ()
+
+    def weighted(self) -> list[tuple[int, float]]:
+        return list(zip(self.rows, self.weights or [1.0] * len(self.rows), strict=True))
+
+
+def segments_of(*groups: Group) -> Segments:
+    rows = [row for group in groups for row in group.weighted()]
+    lengths = [0, *(len(group.rows) for group in groups)]
+    return Segments(
+        slot=torch.tensor([group.slot for group in groups], dtype=torch.int32),
+        start=torch.tensor(lengths).cumsum(0).to(torch.int32),
+        token=torch.tensor([row for row, _ in rows], dtype=torch.int32),
+        weight=torch.tensor([weight for _, weight in rows], dtype=torch.float32),
+    )
+
+
+def swapped(segments: Segments, first: int = 0, second: int = 1) -> Segments:
+    """The same step with two adapters exchanged: the mutation every comparison must notice."""
+    slot = segments.slot.clone()
+    slot[segments.slot == first] = second
+    slot[segments.slot == second] = first
+    return Segments(slot=slot, start=segments.start, token=segments.token, weight=segments.weight)
+
+
+# One unit in the last place of the result: both sides round a nearly equal float32 once.
+RTOL = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, atol: float) -> bool:
+    """The one comparison of the kernel tests: type, shape, and every element within the tolerance."""
+    if actual.dtype != expected.dtype or actual.shape != expected.shape:
+        return False
+    return torch.allclose(actual.double(), expected.double(), rtol=RTOL[actual.dtype], atol=atol)
+
+
+AttentionInputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class Paged:
+    """Requests with keys and values in pages, as the engine lays them out, and the same keys dense."""
+
+    query: torch.Tensor
+    key_pool: torch.Tensor
+    value_pool: torch.Tensor
+    query_start: torch.Tensor
+    kv_length: torch.Tensor
+    block_table: torch.Tensor
+    scale: float
+    keys: list[torch.Tensor]  # per request [length, kv_heads, dim]
+    values: list[torch.Tensor]
+
+    def arguments(self) -> AttentionInputs:
+        return (self.query, self.key_pool, self.value_pool, self.query_start, self.kv_length, self.block_table)
+
+    def only(self, request: int, first: int = 0, last: int | None = None) -> AttentionInputs:
+        """Arguments for queries `first` to `last` of one request alone, as an earlier or smaller step sends them."""
+        begin, end = self.query_start[request : request + 2].tolist()
+        last = end - begin if last is None else last
+        length = self.kv_length[request : request + 1] - (end - begin - last)
+        start = torch.tensor([0, last - first], dtype=torch.int32)
+        query = self.query[begin + first : begin + last]
+        return (query, self.key_pool, self.value_pool, start, length, self.block_table[request : request + 1])
+
+
+def paged(
+    lengths: Sequence[int],
+    queries: Sequence[int],
+    *,
+    heads: int = 9,
+    kv_heads: int = 3,
+    dim: int = 64,
+    page_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    pool_dtype: torch.dtype = torch.float32,
+) -> Paged:
+    """Pools are strided views of one buffer of pages [K and V of 3 layers]; all that is not written is NaN."""
+    counts = [-(-length // page_size) for length in lengths]
+    buffer = torch.full((sum(counts) + 2, 2, 3, page_size, kv_heads, dim), torch.nan, dtype=pool_dtype)
+    key_pool, value_pool = buffer[:, 0, 1], buffer[:, 1, 1]
+    free = torch.randperm(len(buffer)).tolist()
+    table = torch.full((len(lengths), max(counts)), -1, dtype=torch.int32)
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    for request, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        pages = torch.tensor([free.pop() for _ in range(count)])
+        table[request, :count] = pages
+        position = torch.arange(length)
+        for pool, dense in ((key_pool, keys), (value_pool, values)):
+            dense.append(torch.randn(length, kv_heads, dim).to(pool_dtype))
+            pool[pages[position // page_size], position % page_size] = dense[-1]
+    return Paged(
+        query=torch.randn(sum(queries), heads, dim).to(dtype),
+        key_pool=key_pool,
+        value_pool=value_pool,
+        query_start=torch.tensor([0, *queries]).cumsum(0).to(torch.int32),
+        kv_length=torch.tensor(lengths, dtype=torch.int32),
+        block_table=table,
+        scale=dim**-0.5,
+        keys=keys,
+        values=values,
+    )

@@ -1,0 +1,1 @@
+"""Tests of the base model, its adapter-aware modules and paged attention."""
