@@ -15,9 +15,15 @@ from adapters_store.registry import AdapterRegistry
 from tests.adapters_store.support import BASE, factors, write
 
 
+def say(*words: object) -> None:
+    """A line in one write: `print` makes several where Python is told not to buffer, and a kill between two of them
+    would leave half a line in front of the next one."""
+    os.write(sys.stdout.fileno(), f"{' '.join(map(str, words))}\n".encode())
+
+
 def upload_for_ever(root: Path, round_number: int) -> None:
     registry = AdapterRegistry(open_store(str(root / "store")), BASE)
-    print("ready", os.getpid(), flush=True)
+    say("ready", os.getpid())
     step = 0
     while True:
         step += 1
@@ -25,11 +31,11 @@ def upload_for_ever(root: Path, round_number: int) -> None:
         if step % 5 == 0:
             with suppress(AdapterNotFound):
                 registry.delete(name)
-                print("deleted", name, registry.versions(name)[0].version, "-", flush=True)
+                say("deleted", name, registry.versions(name)[0].version, "-")
             continue
         files = write(root / "files", factors(1000 * round_number + step))
         info, _ = registry.add(name, *files, replace=True)
-        print("added", name, info.version, info.digest, flush=True)
+        say("added", name, info.version, info.digest)
 
 
 def main(root: Path) -> None:
@@ -41,7 +47,7 @@ def main(root: Path) -> None:
             finally:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
-        print("died", os.WTERMSIG(status), flush=True)
+        say("died", os.WTERMSIG(status))
 
 
 if __name__ == "__main__":
