@@ -20,7 +20,7 @@ class Field(IntEnum):
 
 
 RECORD_FIELDS = len(Field)
-FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)  # int8: a scale per rank row, folded into D
 ALIGNMENT = 64  # bytes; every block starts on a cache line
 
 
