@@ -24,6 +24,18 @@ def embedding(
     _step(y, pool, records, segments)
 
 
+def float_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Arguments of `linear`."""
+    _floating("x", x)
+    if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1] or x.dtype != weight.dtype:
+        raise ValueError(
+            f"x [T, in] and weight [out, in] of one type expected, got {x.dtype} {list(x.shape)} and "
+            f"{weight.dtype} {list(weight.shape)}"
+        )
+    if bias is not None and bias.shape != (len(weight),):
+        raise ValueError(f"bias [{len(weight)}] expected, got {list(bias.shape)}")
+
+
 def int8_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Arguments of `int8_linear`."""
     _floating("x", x)

@@ -71,6 +71,15 @@ def replace_weight(
     return reference.replace_weight(y, x, pool, records, segments)
 
 
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`reference.linear`."""
+    if _on_cpu(x):
+        y: torch.Tensor = torch.ops.polyrank.linear(x, weight, bias)
+        return y
+    checks.float_product(x, weight, bias)
+    return reference.linear(x, weight, bias)
+
+
 def int8_pack(weight: torch.Tensor) -> torch.Tensor:
     """An int8 weight [out, in] as `int8_linear` takes it on this machine."""
     if weight.shape[1] > int8.MAX_INPUTS:

@@ -77,6 +77,13 @@ def replace_weight(
     return y.copy_(kept + own)
 
 
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`y = x weight' + bias`; x: [T, in], weight: [out, in], bias: [out], of one floating type; y: [T, out]."""
+    wide = _wide(x)
+    y = x.to(wide) @ weight.to(wide).T
+    return (y if bias is None else y + bias.to(wide)).to(x.dtype)
+
+
 def int8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Round each row to int8 by its largest magnitude: int8 [T, in] and float32 scales [T], `x ~ values * scale`.
 

@@ -8,6 +8,9 @@
 namespace polyrank {
 
 constexpr int64_t EXPAND_UNIT = 2 * STEP;  // columns: the unit in which threads share a right factor
+constexpr bool MANY_REGISTERS = LANES == 16;  // 32 of AVX-512 beside the 16 of AVX2
+constexpr int PAIRS_OF_ONE = MANY_REGISTERS ? 8 : 4;   // one row reads 512 neighbouring bytes of B in bfloat16
+constexpr int PAIRS_OF_TILE = MANY_REGISTERS ? 2 : 1;  // four rows: half of the registers
 
 template <class Y>
 struct Output {
@@ -34,11 +37,12 @@ struct Output {
   }
 };
 
-// ROWS entries from `i` on, PAIRS pairs of columns from `j` on; `n` columns of the last pair are valid. Meanwhile the
-// tile at `ahead` comes into the cache.
-template <class F, class Y, int ROWS, int PAIRS>
+// ROWS entries from `i` on, PAIRS pairs of columns from `j` on, of which a single one may be cut: `n` columns. Meanwhile
+// the tile at `ahead` comes into the cache.
+template <class F, class Y, int ROWS, int PAIRS, bool CUT>
 inline void expand_tile(
     const Segment& segment, const Output<Y>& output, int64_t i, int64_t j, int64_t n, const F* ahead) {
+  static_assert(PAIRS == 1 || !CUT);
   const int64_t rank = segment.rank, columns = output.columns;
   const F* b = static_cast<const F*>(segment.right) + j;
   const float* hidden = segment.hidden + i * rank;
@@ -49,27 +53,34 @@ inline void expand_tile(
 #pragma GCC unroll 8
     for (int p = 0; p < PAIRS; ++p) {
       __builtin_prefetch(ahead + p * STEP, 0, TO_L2);
-      const Pair factor = p + 1 < PAIRS ? load_pair(b + p * STEP) : load_pair(b + p * STEP, n);
+      Pair factor;
+      if constexpr (CUT) {
+        factor = load_pair(b, n);
+      } else {
+        factor = load_pair(b + p * STEP);
+      }
       for (int r = 0; r < ROWS; ++r) sums[r][p] = fmadd(Vec(hidden[r * rank + q]), factor, sums[r][p]);
     }
   }
   for (int r = 0; r < ROWS; ++r)
     for (int p = 0; p < PAIRS; ++p)
       output.add(
-          output.entries[segment.first + i + r], segment.bias, sums[r][p], j + p * STEP, p + 1 < PAIRS ? STEP : n);
+          output.entries[segment.first + i + r], segment.bias, sums[r][p], j + p * STEP, CUT ? n : STEP);
 }
 
 template <class F, class Y, int ROWS, int PAIRS>
 inline int64_t expand_tiles(
     const Segment& segment, const Output<Y>& output, int64_t i, int64_t j, int64_t end, const void* next) {
   constexpr int64_t WIDTH = PAIRS * STEP;
-  const auto tile = [&](int64_t n) {
-    const F* ahead = j + WIDTH < end ? static_cast<const F*>(segment.right) + j + WIDTH : static_cast<const F*>(next);
-    expand_tile<F, Y, ROWS, PAIRS>(segment, output, i, j, n, ahead);
+  const auto ahead = [&] {
+    return j + WIDTH < end ? static_cast<const F*>(segment.right) + j + WIDTH : static_cast<const F*>(next);
   };
-  for (; j + WIDTH <= end; j += WIDTH) tile(STEP);
-  if (PAIRS == 1 && j < end) tile(end - j);
-  return j;
+  for (; j + WIDTH <= end; j += WIDTH) expand_tile<F, Y, ROWS, PAIRS, false>(segment, output, i, j, STEP, ahead());
+  if constexpr (PAIRS == 1) {
+    if (j < end) expand_tile<F, Y, ROWS, 1, true>(segment, output, i, j, end - j, ahead());
+    j = end;
+  }
+  return j;  // the first column that is left
 }
 
 template <class F, class Y>
@@ -77,16 +88,15 @@ void expand_segment(
     const Segment& segment, const Output<Y>& output, int64_t first, int64_t last, const void* next) {
   const int64_t tiled = segment.rows() / TILE_ROWS * TILE_ROWS;
   for (int64_t begin = first; begin < last && tiled; begin += EXPAND_UNIT) {
-    // A strip of B stays in the L1 cache for all rows; 4 rows of 2 pairs fill half of the registers.
+    // A strip of B stays in the L1 cache for all rows.
     for (int64_t i = 0; i < tiled; i += TILE_ROWS) {
       const int64_t end = std::min(begin + EXPAND_UNIT, last);
-      const int64_t j = expand_tiles<F, Y, TILE_ROWS, 2>(segment, output, i, begin, end, next);
+      const int64_t j = expand_tiles<F, Y, TILE_ROWS, PAIRS_OF_TILE>(segment, output, i, begin, end, next);
       expand_tiles<F, Y, TILE_ROWS, 1>(segment, output, i, j, end, next);
     }
   }
   for (int64_t i = tiled; i < segment.rows(); ++i) {
-    // As many sums as the registers hold: one row reads 512 neighbouring bytes of B in bfloat16.
-    int64_t j = expand_tiles<F, Y, 1, 8>(segment, output, i, first, last, next);
+    int64_t j = expand_tiles<F, Y, 1, PAIRS_OF_ONE>(segment, output, i, first, last, next);
     j = expand_tiles<F, Y, 1, 2>(segment, output, i, j, last, next);
     expand_tiles<F, Y, 1, 1>(segment, output, i, j, last, next);
   }

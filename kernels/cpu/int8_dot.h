@@ -8,7 +8,8 @@
 
 #include <cstdint>
 #include <cstring>
-#include <utility>
+
+#include "unrolled.h"
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -19,14 +20,6 @@ namespace polyrank {
 constexpr int BLOCK = 16;          // outputs
 constexpr int BLOCK_BYTES = 64;    // of four inputs: a cache line
 constexpr int32_t SHIFT = 128;     // of the weights
-
-// Constant indices: with a loop, even one unrolled by pragma, gcc keeps the sums in memory as well and copies all of
-// them at every step, at half the speed.
-template <int N, class Work>
-inline void unrolled(const Work& work) {
-  [&]<int... I>(std::integer_sequence<int, I...>) { (work(std::integral_constant<int, I>{}), ...); }
-  (std::make_integer_sequence<int, N>{});
-}
 
 #if defined(__AVX512VNNI__)
 

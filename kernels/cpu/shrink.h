@@ -45,8 +45,8 @@ inline void dot_tile(
 template <class F, int ROWS>
 inline void dot_rows(
     const Segment& segment, int64_t in, const float* const* x, float* hidden, int64_t first, int64_t last, const void* next) {
-  // One row: 8 chains hide the latency of fmadd. Four rows: 16 sums fill half of the registers.
-  constexpr int RANKS = ROWS == 1 ? 8 : 4;
+  // One row: 8 chains hide the latency of fmadd. Four rows: 16 sums fill half of the registers of AVX-512, 8 those of AVX2.
+  constexpr int RANKS = ROWS == 1 ? 8 : LANES == 16 ? 4 : 2;
   const F* a = static_cast<const F*>(segment.left);
   const auto d_at = [&](int64_t q) { return segment.d ? segment.d + q : nullptr; };
   int64_t q = first;

@@ -6,6 +6,7 @@ from torch import nn
 from server.model.adapter_linear import AdapterEmbedding, AdapterLinear
 from server.model.attention import NAME, register
 from server.model.base import BaseModel
+from server.model.float_linear import float_linear
 from server.model.quantize import check_quantization, quantize
 from server.model.spec import adapter_kind
 from server.model.step_context import StepContext
@@ -60,7 +61,7 @@ def _wrap(base: BaseModel, context: StepContext) -> None:
         if adapter_kind(module) == "embedding":
             wrapper = AdapterEmbedding(module, context, index)
         else:
-            wrapper = AdapterLinear(module, context, index, head=name == context.head)
+            wrapper = AdapterLinear(float_linear(module), context, index, head=name == context.head)
         setattr(parent, child, wrapper)
     base.model.eval()
 

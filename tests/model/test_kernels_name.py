@@ -14,7 +14,7 @@ available = is_kernels_available()
 import kernels
 model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
 assert not available, "transformers takes our package for its own"
-assert "triton" not in sys.modules, "a probe must not load triton"
+assert "kernels.triton" not in sys.modules, "a probe must not load the GPU kernels"
 assert "kernels.dispatch" not in sys.modules
 print(kernels.__version__, type(model).__name__, kernels.__file__)
 """
