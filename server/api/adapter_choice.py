@@ -148,7 +148,7 @@ class AdapterChooser:
         return Choice(model, adapters, self._services.engine.info.fingerprint)
 
     def _tell(self, adapter: str, digest: str) -> None:
-        """What answered, in a form that each header's value, sent as a reference, names again."""
+        """What answers. Of one model, base or adapter, `adapter` and `sha256:` with `digest` are references."""
         add_answer_header(self._request, "X-Adapter", adapter)
         add_answer_header(self._request, "X-Adapter-Digest", digest)
 
