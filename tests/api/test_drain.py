@@ -156,6 +156,13 @@ def test_a_request_that_has_arrived_is_answered(tmp_path: Path) -> None:
         assert server.log.read_text().count("route=") == len(connections)
 
 
+def test_a_port_that_is_taken_at_the_last_moment_is_exit_code_1() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        command = [sys.executable, "-m", "tests.api.slow_service", str(other.getsockname()[1]), "1"]
+        ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "address already in use" in ended.stderr) == (1, True)
+
+
 async def test_only_probes_pass_while_draining(services: Services, client: httpx.AsyncClient) -> None:
     services.drain.active = True
     openai_error(await client.get("/ready"), 503, "not_ready")
