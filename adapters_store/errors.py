@@ -42,6 +42,13 @@ class AdapterNotFound(CodedError):
     code = "model_not_found"
 
 
+class NameExpected(CodedError):
+    """A version or a digest was given where only a whole name can be meant (400)."""
+
+    status = 400
+    code = "name_expected"
+
+
 class AdapterConflict(CodedError):
     """The name holds other content, or `If-Match` names another digest (409 or 412)."""
 

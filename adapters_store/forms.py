@@ -61,6 +61,7 @@ class BaseSpec:
     id: public model id; fingerprint: digest of architecture, shapes and weights; modules: full dotted name
     (as in `named_modules()`) -> spec; head: name of the output head; tied: the head shares the embedding's weight;
     weight: reads a module's own weight in full precision, to compare with a copy of it inside an upload, or None.
+    aliases: other names that mean the base, and no adapter.
     """
 
     id: str
@@ -69,6 +70,11 @@ class BaseSpec:
     head: str | None = None
     tied: bool = False
     weight: Callable[[str], torch.Tensor] | None = field(default=None, compare=False, repr=False)
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.id, *self.aliases)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,31 +2,38 @@
 
 import threading
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Container, Sequence
 from difflib import get_close_matches
 
 from adapters_store.records import Record
 
+_Holder = tuple[bool, str, str, int]  # whether it is the name's current version, when it was made, name, version
 _NEIGHBOURS = 16  # names on either side that are compared with a misspelt one
 
 
 class Index:
-    """Thread-safe. A look-up takes no lock: a name's versions are one immutable tuple, replaced whole."""
+    """Thread-safe. A look-up by name takes no lock: a name's versions are one immutable tuple, replaced whole."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._versions: dict[tuple[str, str], tuple[Record, ...]] = {}
-        self._digests: dict[tuple[str, str], tuple[str, int]] = {}
+        # (tenant, digest) -> versions with that content in order of preference, the best last
+        self._holders: dict[tuple[str, str], list[_Holder]] = {}
         self._live: dict[str, list[str]] = {}  # tenant -> names that are not deleted, sorted
 
     def put(self, tenant: str, name: str, record: Record) -> None:
         """Takes in a record. Records of a name may come in any order, and twice."""
         with self._lock:
-            known = {old.version: old for old in self._versions.get((tenant, name), ())}
+            before = self._versions.get((tenant, name), ())
+            known = {old.version: old for old in before}
             known[record.version] = record
             ordered = tuple(known[version] for version in sorted(known))
             self._versions[tenant, name] = ordered
-            if record.manifest is not None:
-                self._digests[tenant, record.manifest] = (name, record.version)
+            touched = {record.version, ordered[-1].version, *(old.version for old in before[-1:])}
+            for digest, holder in _holders(name, before, touched):
+                self._holders[tenant, digest].remove(holder)
+            for digest, holder in _holders(name, ordered, touched):
+                insort(self._holders.setdefault((tenant, digest), []), holder)
             self._set_live(tenant, name, live=not ordered[-1].deleted)
 
     def versions(self, tenant: str, name: str) -> tuple[Record, ...]:
@@ -43,8 +50,13 @@ class Index:
         return next((record for record in self.versions(tenant, name) if record.version == version), None)
 
     def by_digest(self, tenant: str, digest: str) -> tuple[str, int] | None:
-        """A name and version of the tenant with this content: deleted and replaced ones count."""
-        return self._digests.get((tenant, digest))
+        """A name and version of the tenant with this content: a current one if there is any, else the latest.
+
+        Deleted and replaced ones count.
+        """
+        with self._lock:
+            holders = self._holders.get((tenant, digest))
+            return holders[-1][2:] if holders else None
 
     def names(self, tenant: str, after: str, limit: int) -> list[str]:
         """Live names in order, beginning behind `after`."""
@@ -74,3 +86,12 @@ class Index:
             insort(names, name)
         elif present and not live:
             names.pop(place)
+
+
+def _holders(name: str, versions: Sequence[Record], wanted: Container[int]) -> list[tuple[str, _Holder]]:
+    """Digest and holder of each of the wanted versions that has content."""
+    return [
+        (record.manifest, (record is versions[-1], record.info.created, name, record.version))
+        for record in versions
+        if record.manifest is not None and record.version in wanted
+    ]

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from adapters_store.canonical import shorten
-from adapters_store.errors import AdapterInvalid, AdapterNotFound
+from adapters_store.errors import AdapterInvalid, AdapterNotFound, NameExpected
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 # TGI's and Hugging Face's chat clients send `tgi` and `dummy` as the model when they mean the base.
@@ -24,15 +24,24 @@ class Reference:
     digest: str | None = None
 
 
-def check_name(name: str, base_id: str) -> None:
+def check_name(name: str, *base_names: str) -> None:
     """Raises AdapterInvalid `bad_name`; any name that passes is also a safe path segment."""
     if not _NAME.fullmatch(name):
         problem = f"must match {NAME}"
-    elif name in _RESERVED or name in (base_id, base_id.lower()):
+    elif name in _RESERVED or name in {each.lower() for each in base_names}:
         problem = "means the base model"
     else:
         return
     raise AdapterInvalid(f"The adapter name `{shorten(name)}` {problem}.", code="bad_name", param="name")
+
+
+def require_name(reference: str) -> None:
+    """Raises NameExpected for a version or a digest where all versions of a name are meant."""
+    if {"@", ":"} & set(reference):
+        text = (
+            f"This acts on all versions and takes an adapter's name, not a version or a digest: `{shorten(reference)}`."
+        )
+        raise NameExpected(text, param="name")
 
 
 def check_tenant(tenant: str) -> None:
@@ -40,15 +49,18 @@ def check_tenant(tenant: str) -> None:
         raise ValueError("a tenant is one path segment of letters, digits, `_` and `-`")
 
 
-def parse(reference: str, base_id: str) -> Reference:
-    """Takes a reference apart; `base:name` is `name`. Raises AdapterNotFound where it can name nothing."""
+def parse(reference: str, *base_names: str) -> Reference:
+    """Takes a reference apart; `base:name` is `name`, with any of the base's names for `base`.
+
+    Raises AdapterNotFound where it can name nothing.
+    """
     if reference.startswith("sha256:"):
         digest = reference.removeprefix("sha256:")
         if _DIGEST.fullmatch(digest):
             return Reference(digest=digest)
         raise not_found(reference)
     prefix, colon, rest = reference.rpartition(":")
-    if colon and prefix not in ("base", base_id):
+    if colon and prefix not in ("base", *base_names):
         raise not_found(reference)
     name, at, version = rest.partition("@")
     if not _NAME.fullmatch(name) or (at and not _VERSION.fullmatch(version)):
@@ -60,3 +72,12 @@ def not_found(reference: str, near: list[str] | None = None) -> AdapterNotFound:
     """vLLM's text, then the nearest names."""
     hint = f" Did you mean {', '.join(f'`{name}`' for name in near)}?" if near else ""
     return AdapterNotFound(f"The model `{shorten(reference)}` does not exist.{hint}", param="model")
+
+
+def deleted(reference: str, name: str, version: int) -> AdapterNotFound:
+    """For a name that was deleted; `version` is the one to go back to."""
+    return AdapterNotFound(
+        f"The model `{shorten(reference)}` was deleted. `POST /adapters/{name}/rollback` with "
+        f'`{{"version": {version}}}` restores it.',
+        param="model",
+    )

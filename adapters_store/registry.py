@@ -65,6 +65,7 @@ class AdapterRegistry:
 
     def versions(self, name: str, tenant: str = "public") -> _Infos:
         """Every version of a name, newest first, deletions included. Raises AdapterNotFound for an unused name."""
+        names.require_name(name)
         records = self._index.versions(tenant, name)
         if not records:
             raise names.not_found(name, self._index.near(tenant, name))
@@ -90,7 +91,7 @@ class AdapterRegistry:
         `replace`), PreconditionFailed (`if_match` is not the current digest), StorageFull, StoreUnavailable. All or
         nothing. Errors in reading `weights_path` are the caller's: OSError.
         """
-        names.check_name(name, self._base.id)
+        names.check_name(name, *self._base.names)
         names.check_tenant(tenant)
         blobs = {
             peft.CONFIG_FILE: Blob(canonical.digest(config), len(config)),
@@ -115,12 +116,16 @@ class AdapterRegistry:
         raise _busy(name)
 
     def delete(self, name: str, tenant: str = "public", if_match: str | None = None) -> None:
-        """Appends a tombstone; the content stays loadable by digest. Raises AdapterNotFound, PreconditionFailed."""
+        """Appends a tombstone; the content stays loadable by digest.
+
+        Raises NameExpected, AdapterNotFound, PreconditionFailed.
+        """
+        names.require_name(name)
         for _ in range(_ATTEMPTS):
             self._refresh_name(tenant, name)
             current = self._index.current(tenant, name)
             if current is None:
-                raise names.not_found(name, self._index.near(tenant, name))
+                raise self._missing(name, name, None, tenant)
             _check_match(current, if_match)
             if record := self._log.commit(tenant, name, self._next(tenant, name), DELETED):
                 self._committed(tenant, name, record)
@@ -129,6 +134,7 @@ class AdapterRegistry:
 
     def rollback(self, name: str, version: int, tenant: str = "public") -> AdapterInfo:
         """Appends a version with the content of an older one; of a deleted name, too. No change if it is current."""
+        names.require_name(name)
         for _ in range(_ATTEMPTS):
             self._refresh_name(tenant, name)
             wanted = self._index.version(tenant, name, version)
@@ -230,7 +236,7 @@ class AdapterRegistry:
         self._damaged.discard(digest)
 
     def _find(self, reference: str, tenant: str) -> tuple[str, Record]:
-        parsed = names.parse(reference, self._base.id)
+        parsed = names.parse(reference, *self._base.names)
         name, version = parsed.name, parsed.version
         if parsed.digest is not None:
             name, version = self._index.by_digest(tenant, parsed.digest) or (None, None)
@@ -240,8 +246,16 @@ class AdapterRegistry:
         if version is not None and (record is not None or parsed.digest is not None):
             record = self._index.version(tenant, name, version)
         if record is None or record.deleted:
-            raise names.not_found(reference, self._index.near(tenant, name))
+            raise self._missing(reference, name, version, tenant)
         return name, record
+
+    def _missing(self, reference: str, name: str, version: int | None, tenant: str) -> AdapterNotFound:
+        """Says of a deleted name how to have it back, of any other which names are near."""
+        versions = self._index.versions(tenant, name)
+        kept = [record.version for record in versions if record.manifest is not None]
+        if kept and versions[-1].deleted and version in (None, *kept):
+            return names.deleted(reference, name, version or kept[-1])
+        return names.not_found(reference, self._index.near(tenant, name))
 
     def _check_free(
         self, tenant: str, name: str, blobs: Mapping[str, Blob], if_match: str | None, replace: bool

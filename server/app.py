@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import torch
 import transformers
-import uvicorn
 from fastapi import FastAPI
 
 from adapters_store.errors import CodedError
@@ -19,6 +19,7 @@ from adapters_store.registry import AdapterRegistry
 from kernels import dispatch
 from server import logs
 from server.api.application import create_api
+from server.api.drain import Drain
 from server.api.services import ApiSettings, Services
 from server.engine.async_engine import AsyncEngine
 from server.engine.build import EngineLimits, build_engine
@@ -26,12 +27,13 @@ from server.metrics import Metrics
 from server.model.errors import ModelLoadError
 from server.model.loader import load_base_model
 from server.model.quantize import check_quantization
+from server.serving import serve
 from server.settings import Settings, is_loopback
 
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, drain: Drain) -> FastAPI:
     """Load the base model, open the store, build the engine and put the API before them.
 
     Takes seconds. Raises CodedError (ModelLoadError, StorageFull) with plain words if one of them cannot be had.
@@ -52,7 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
         max_upload_bytes=int(settings.max_upload_bytes),
         loopback_only=is_loopback(settings.host),
     )
-    services = Services(engine, registry, Metrics(), api_settings)
+    services = Services(engine, registry, Metrics(), api_settings, drain)
     return create_api(services, lifespan=_lifespan(engine, registry))
 
 
@@ -60,16 +62,10 @@ def run(settings: Settings) -> None:
     """Serve until told to stop; running requests get `drain_seconds` to finish."""
     logs.configure(settings.log_level, settings.log_format)
     transformers.utils.logging.disable_progress_bar()  # its bars would stand between the lines of the log
-    # uvicorn raises the signal again once it has shut down; a server that stopped as it was told exits with 0.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=round(settings.drain_seconds),
-    )
+    # Until uvicorn listens. Without a handler the first process of a container would not heed the signal.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    drain = Drain()
+    serve(create_app(settings, drain), drain, settings.host, settings.port, settings.drain_seconds)
 
 
 def preload(registry: AdapterRegistry, folder: Path) -> None:

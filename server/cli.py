@@ -57,9 +57,17 @@ def run(arguments: Sequence[str]) -> int:
             warn(f"error: {error.line()}")
         return 1
     except OSError as error:
-        warn(f"error: {error}")
+        warn(f"error: {_plain(error)}")
         return 1
     return 0
+
+
+def _plain(error: OSError) -> str:
+    """The system's reason in words, with the file it is about, without error numbers."""
+    if error.strerror is None:
+        return str(error)
+    reason = error.strerror[:1].lower() + error.strerror[1:]
+    return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
 def main() -> None:

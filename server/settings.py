@@ -55,7 +55,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    model: str = _option("smollm2", "Base model: a folder, a Hugging Face id, or `smollm2` (built in).", "MODEL")
+    model: str = _option(
+        "smollm2", "Base model: a folder, a `.gguf` file, a Hugging Face id, or `smollm2` (built in).", "MODEL"
+    )
     store: str = _option(
         _default_store,
         "Where adapters are kept: a folder, or `memory://` (gone at the end).",
@@ -101,7 +103,7 @@ class Settings(BaseSettings):
         "FOLDER",
     )
     drain_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = _option(
-        30, "After SIGTERM, time for running requests to finish.", "SECONDS"
+        30, "After SIGTERM or Ctrl-C, time for running requests to finish; new ones get 503.", "SECONDS"
     )
     log_level: Literal["debug", "info", "warning", "error"] = _option(
         "info", "Least weight of a line in the log.", "debug|info|warning|error"

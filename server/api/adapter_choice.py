@@ -27,7 +27,7 @@ PLACEHOLDER_MODELS = frozenset({"tgi", "dummy"})
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The adapters of one request, fixed for its whole life. `model` is the name to answer with."""
+    """The adapters of one request, fixed for its whole life. `model` is the name to answer with: the caller's own."""
 
     model: str
     adapters: tuple[WeightedAdapter, ...]
@@ -36,7 +36,7 @@ class Choice:
     @property
     def system_fingerprint(self) -> str:
         """Base and adapters in one short text; equal texts mean equal weights."""
-        parts = [self.fingerprint.removeprefix("sha256:")[:16], *(_short(adapter) for adapter in self.adapters)]
+        parts = [_bare(self.fingerprint)[:16], *(_short(adapter) for adapter in self.adapters)]
         return "fp_" + "+".join(parts)
 
 
@@ -59,7 +59,11 @@ NOT_SAID = NotSaid.NOT_SAID
 
 def _short(adapter: WeightedAdapter) -> str:
     weight = "" if adapter.weight == 1.0 else f"*{adapter.weight:g}"
-    return adapter.digest.removeprefix("sha256:")[:16] + weight
+    return _bare(adapter.digest)[:16] + weight
+
+
+def _bare(digest: str) -> str:
+    return digest.removeprefix("sha256:")
 
 
 def resolve(services: Services, caller: Caller, reference: str, field: str = "model") -> AdapterRef:
@@ -71,7 +75,9 @@ def resolve(services: Services, caller: Caller, reference: str, field: str = "mo
 
 
 def is_base(services: Services, reference: str) -> bool:
-    return reference.removesuffix(":") in (services.engine.info.model_id, "base")  # `base:` is SGLang's
+    info = services.engine.info
+    names = (info.model_id, *info.aliases, "base", f"sha256:{_bare(info.fingerprint)}")
+    return reference.removesuffix(":") in names  # `base:` is SGLang's
 
 
 def named(services: Services, caller: Caller, field: str, value: str) -> AdapterRef | NotSaid | None:
@@ -117,9 +123,10 @@ class AdapterChooser:
             raise _conflict([place for place, _ in said])
         if not said or said[0][1] is None:
             base = self._services.engine.info
-            add_answer_header(self._request, "X-Adapter", base.model_id)
+            self._tell(base.model_id, _bare(base.fingerprint))
             return Choice(base.model_id, (), base.fingerprint)
-        return self._chosen(said[0][1].name, [(said[0][1], 1.0)])
+        place = next((place for place, _ in said if place.field == "model"), said[0][0])
+        return self._chosen(place.value.strip(), [(said[0][1], 1.0)])
 
     def _weighted(self, weighted: Sequence[AdapterWeight]) -> Choice:
         if not weighted:
@@ -129,17 +136,21 @@ class AdapterChooser:
         if repeated := {ref.name for ref, _ in found if digests.count(ref.digest) > 1}:
             text = f"Adapter named twice: {', '.join(sorted(repeated))}. Give each once, with its whole weight."
             raise InvalidRequest(text, param="adapters")
-        return self._chosen("+".join(ref.name for ref, _ in found), found)
+        return self._chosen("+".join(each.name for each in weighted), found)
 
     def _chosen(self, model: str, found: Sequence[tuple[AdapterRef, float]]) -> Choice:
         for ref, _ in found:
             self._services.metrics.adapter_used(ref.name, ref.digest)
         alone = len(found) == 1 and found[0][1] == 1.0
         names = (f"{ref.name}@{ref.version}" + ("" if alone else f";w={weight:g}") for ref, weight in found)
-        add_answer_header(self._request, "X-Adapter", ", ".join(names))
-        add_answer_header(self._request, "X-Adapter-Digest", ", ".join(ref.digest for ref, _ in found))
+        self._tell(", ".join(names), ", ".join(ref.digest for ref, _ in found))
         adapters = tuple(WeightedAdapter(ref.digest, weight) for ref, weight in found)
         return Choice(model, adapters, self._services.engine.info.fingerprint)
+
+    def _tell(self, adapter: str, digest: str) -> None:
+        """What answers. Of one model, base or adapter, `adapter` and `sha256:` with `digest` are references."""
+        add_answer_header(self._request, "X-Adapter", adapter)
+        add_answer_header(self._request, "X-Adapter-Digest", digest)
 
 
 def _conflict(places: Sequence[Place]) -> InvalidRequest:

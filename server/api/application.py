@@ -11,6 +11,7 @@ from adapters_store.errors import CodedError
 from server.api.browser_guard import BrowserGuard
 from server.api.context import RequestContext
 from server.api.dependencies import authorise
+from server.api.drain import DrainGate
 from server.api.errors import coded, error_response
 from server.api.routes import (
     adapter_upload,
@@ -56,6 +57,7 @@ def create_api(services: Services, lifespan: Lifespan[FastAPI] | None = None) ->
     for kind in (CodedError, RequestValidationError, HTTPException):
         api.add_exception_handler(kind, _answer_error)
     api.add_middleware(BrowserGuard, settings=services.settings)
+    api.add_middleware(DrainGate, drain=services.drain)
     api.add_middleware(RequestContext, metrics=services.metrics)
     return api
 

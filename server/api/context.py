@@ -13,6 +13,7 @@ from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.disconnect import to_the_end
+from server.api.drain import PROBES
 from server.api.errors import UnexpectedError, error_response, stopped
 from server.metrics import Metrics
 
@@ -21,7 +22,6 @@ ANSWER_HEADERS = "polyrank.headers"
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _log = logging.getLogger(__name__)
 LAST_WORDS_SECONDS = 1.0
-PROBES = frozenset({"/health", "/ready", "/metrics"})
 
 
 class RequestContext:

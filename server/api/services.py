@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from adapters_store.info import AdapterInfo, AdapterRef
+from server.api.drain import Drain
 from server.engine.request import GenerationRequest, StepOutput
 from server.engine.status import EngineInfo, EngineStats, Residency
 from server.metrics import Metrics
@@ -111,4 +112,5 @@ class Services:
     adapters: Registry
     metrics: Metrics
     settings: ApiSettings
+    drain: Drain = field(default_factory=Drain)
     started: int = field(default_factory=lambda: int(time.time()))

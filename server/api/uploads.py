@@ -21,6 +21,7 @@ from server.errors import PayloadTooLarge
 
 # Pieces from the socket are 64 KiB at most; a hop to a thread costs about 100 us, so several go together.
 BATCH_BYTES = 1 << 20
+_CHECKSUM = "weights_sha256"
 _HEX = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
 
 
@@ -128,15 +129,18 @@ def _boundary(request: Request) -> bytes:
 
 
 def expected_digest(request: Request) -> str | None:
-    """SHA-256 that the weights must have, from `?digest=`, in hex."""
-    if (asked := request.query_params.get("digest")) is None:
+    """SHA-256 that the weights must have, from `?weights_sha256=`, in hex."""
+    if "digest" in request.query_params:  # ignored, it would leave unchecked what the client wants checked
+        text = "There is no parameter `digest`: an adapter's digest is made by the server. "
+        raise BadUpload(f"{text}Send the SHA-256 of the weights file as `{_CHECKSUM}`.", param="digest")
+    if (asked := request.query_params.get(_CHECKSUM)) is None:
         return None
     if not (match := _HEX.fullmatch(asked)):
-        raise BadUpload("`digest` must be 64 hexadecimal digits, with or without `sha256:`.", param="digest")
+        raise BadUpload(f"`{_CHECKSUM}` must be 64 hexadecimal digits, with or without `sha256:`.", param=_CHECKSUM)
     return match[1].lower()
 
 
 def _check_digest(expected: str | None, actual: str) -> None:
     if expected is not None and expected != actual:
-        text = f"The weights have the SHA-256 digest {actual}, not {expected}. Nothing was stored; send them again."
-        raise UploadRefused(text, code="digest_mismatch", param="digest")
+        text = f"The weights file has the SHA-256 {actual}, and `{_CHECKSUM}` says {expected}."
+        raise UploadRefused(f"{text} Nothing was stored; send it again.", code="digest_mismatch", param=_CHECKSUM)

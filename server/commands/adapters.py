@@ -40,7 +40,7 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Upload the PEFT folder DIR under NAME."""
-    _check_reference(name)
+    _check_name(name)
     _check_folder(folder)
     with connect(url) as client, progress_bar(f"push {name}", "the server checks it") as progress:
         info, new = client.upload(name, folder, replace=replace, progress=progress)
@@ -55,16 +55,19 @@ def push(
 
 def pull(
     name: NameArgument,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder for it.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder for it.", show_default=False)],
     url: UrlOption = DEFAULT_URL,
     as_json: JsonOption = False,
 ) -> None:
     """Download NAME (or NAME@VERSION) as a PEFT folder DIR, whole or not at all."""
     _check_reference(name)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ClientError(f"{folder} exists and is not an empty folder", "target_exists", hint="name a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    if there := folder.exists():
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise ClientError(f"{folder} exists and is not an empty folder", "target_exists", hint="name a new folder")
+    else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    # An existing folder is filled, not replaced: it may be somebody's working directory, or a mount.
+    partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=folder if there else folder.parent))
     try:
         with connect(url) as client:
             info = client.adapter(name)
@@ -72,14 +75,28 @@ def pull(
             for file in (CONFIG, WEIGHTS):
                 with (partial / file).open("wb") as target, progress_bar(f"pull {file}", "done") as progress:
                     client.download(pinned, file, target, progress)
-        partial.chmod(0o755)
-        partial.rename(folder)
+        if there:
+            _move_in(partial, folder)
+        else:
+            partial.chmod(0o755)
+            partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if as_json:
         say_json(info | {"folder": str(folder)})
     else:
         say(f"{pinned}  {info['digest']}  ->  {folder}")
+
+
+def _move_in(partial: Path, folder: Path) -> None:
+    """The config comes last: without it nobody takes the folder for an adapter."""
+    try:
+        for file in (WEIGHTS, CONFIG):
+            (partial / file).rename(folder / file)
+    except BaseException:
+        for file in (WEIGHTS, CONFIG):
+            (folder / file).unlink(missing_ok=True)
+        raise
 
 
 def ls(url: UrlOption = DEFAULT_URL, as_json: JsonOption = False) -> None:
@@ -112,8 +129,8 @@ def show(name: NameArgument, url: UrlOption = DEFAULT_URL, as_json: JsonOption =
 
 
 def rm(name: NameArgument, url: UrlOption = DEFAULT_URL, as_json: JsonOption = False) -> None:
-    """Delete NAME; requests that run on it finish."""
-    _check_reference(name)
+    """Delete NAME, all versions; requests that run on it finish."""
+    _check_name(name)
     with connect(url) as client:
         client.delete(name)
     if as_json:
@@ -125,6 +142,13 @@ def rm(name: NameArgument, url: UrlOption = DEFAULT_URL, as_json: JsonOption = F
 def _check_reference(reference: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:@-]*", reference):
         raise UsageError(f"{reference!r} is no adapter name: letters, digits, '.', '_' and '-'", param_hint="NAME")
+
+
+def _check_name(name: str) -> None:
+    """For what acts on a name with all its versions."""
+    _check_reference(name)
+    if "@" in name or ":" in name:
+        raise UsageError(f"{name!r}: give a name, not a version or a digest", param_hint="NAME")
 
 
 def _check_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from server.commands.checks import why_not_bind
-from server.settings import Settings, SettingsError, facts, flag, load, variable
+from server.settings import Settings, facts, flag, load, variable
 
 # The example adapter of deploy/examples that the first curl shows where it is preloaded.
 EXAMPLE = ("legal-v2", "Plain: The tenant owes the landlord 500 euros, due 30 days after notice.\nClause:")
@@ -21,7 +21,7 @@ def serve(**flags: str | bool | None) -> None:
     """Start the server."""
     settings = load({name: value for name, value in flags.items() if value is not None})
     if (problem := why_not_bind(settings)) is not None:
-        raise SettingsError(f"cannot listen on {settings.host}:{settings.port}: {problem}; choose another --port")
+        raise OSError(f"cannot listen on {settings.host}:{settings.port}: {problem}; choose another --port")
     from server.app import run  # torch and the model code are imported only here
 
     threading.Thread(target=_announce, args=(settings,), daemon=True).start()

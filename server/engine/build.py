@@ -96,6 +96,7 @@ def build_engine(
         block_size=BLOCK_SIZE,
         kv_blocks=blocks.num_blocks,
         adapter_memory_bytes=limits.adapter_memory,
+        aliases=base.spec.aliases,
     )
     grammars = GrammarCompiler(base.tokenizer, base.vocabulary, base.eos_token_ids)
     engine.append(AsyncEngine(core, Tokenizer(base.tokenizer), grammars, info, base.eos_token_ids))

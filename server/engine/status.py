@@ -14,7 +14,10 @@ class Residency(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Facts that do not change while the engine runs. Sizes in tokens unless named otherwise."""
+    """Facts that do not change while the engine runs. Sizes in tokens unless named otherwise.
+
+    aliases: other names that requests may call the model by.
+    """
 
     model_id: str
     fingerprint: str
@@ -30,6 +33,7 @@ class EngineInfo:
     block_size: int
     kv_blocks: int
     adapter_memory_bytes: int
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

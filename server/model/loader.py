@@ -30,10 +30,10 @@ def load_base_model(source: str, *, dtype: torch.dtype, device: str = "cpu") -> 
         raise ModelLoadError(_explain(found, error)) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelLoadError(f"'{source}' has no fast tokenizer (tokenizer.json). Convert it with transformers first.")
-    return describe(model.to(device), tokenizer, found.id)
+    return describe(model.to(device), tokenizer, found.id, found.aliases)
 
 
-def describe(model: Any, tokenizer: Any, identity: str) -> BaseModel:
+def describe(model: Any, tokenizer: Any, identity: str, aliases: tuple[str, ...] = ()) -> BaseModel:
     """Freeze a transformers causal LM and read its facts; raises `ModelLoadError` if it cannot be served."""
     check_architecture(model)
     model.eval().requires_grad_(False)
@@ -56,7 +56,7 @@ def describe(model: Any, tokenizer: Any, identity: str) -> BaseModel:
         max_context=max_context(config),
         eos_token_ids=eos_token_ids(config, getattr(model, "generation_config", None), tokenizer),
         bos_token_id=config.bos_token_id,
-        spec=base_spec(model, identity, fingerprint(model, config)),
+        spec=base_spec(model, identity, fingerprint(model, config), aliases),
     )
 
 

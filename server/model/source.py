@@ -26,17 +26,21 @@ class SourceKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A base model to load. `location`: the folder, the hub id, or the GGUF file; `id`: its public name."""
+    """A base model to load. `location`: the folder, the hub id, or the GGUF file; `id`: its public name.
+
+    aliases: other names that requests may call it by.
+    """
 
     kind: SourceKind
     id: str
     location: str
+    aliases: tuple[str, ...] = ()
 
 
 def resolve_source(source: str) -> Source:
     """Find what `source` names; raises `ModelLoadError` when it is nothing that can be loaded."""
     if source == DEFAULT_SOURCE:
-        return Source(SourceKind.DEFAULT, DEFAULT_ID, str(default_gguf()))
+        return Source(SourceKind.DEFAULT, DEFAULT_ID, str(default_gguf()), (DEFAULT_SOURCE,))
     path = Path(source).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():

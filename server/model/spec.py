@@ -39,14 +39,16 @@ def module_spec(module: nn.Module) -> ModuleSpec | None:
             return ModuleSpec("linear", inputs, outputs, bias=module.bias is not None)
 
 
-def base_spec(model: nn.Module, identity: str, fingerprint: str) -> BaseSpec:
+def base_spec(model: nn.Module, identity: str, fingerprint: str, aliases: tuple[str, ...] = ()) -> BaseSpec:
     """Every target module by its full dotted name, before `prepare_model` wraps them."""
     modules = {name: spec for name, module in model.named_modules() if (spec := module_spec(module)) is not None}
     head_module = _embeddings(model, "get_output_embeddings")
     input_module = _embeddings(model, "get_input_embeddings")
     head = next((name for name, module in model.named_modules() if module is head_module and name in modules), None)
     tied = head_module is not None and input_module is not None and head_module.weight is input_module.weight
-    return BaseSpec(identity, fingerprint, modules, head, tied, weight=lambda name: _weight(model.get_submodule(name)))
+    return BaseSpec(
+        identity, fingerprint, modules, head, tied, lambda name: _weight(model.get_submodule(name)), aliases
+    )
 
 
 def _scales(embedding: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """The index in memory, against a plain dictionary."""
 
+import itertools
 import threading
 
 from hypothesis import given
@@ -26,6 +27,19 @@ def test_versions_may_come_in_any_order_and_twice() -> None:
     assert current.version == 3
     assert index.by_digest("t", "2") == ("a", 2)
     assert index.version("t", "a", 4) is None
+
+
+def test_a_digest_has_a_current_holder_whatever_the_order() -> None:
+    held = [("a", record("a", 1, "x")), ("b", record("b", 1, "x")), ("b", record("b", 2, "y"))]
+    for order in itertools.permutations(held):
+        index = Index()
+        for name, item in [*order, *order]:
+            index.put("t", name, item)
+        assert index.by_digest("t", "x") == ("a", 1)
+        index.put("t", "a", record("a", 2, None))
+        assert index.by_digest("t", "x") == ("b", 1)  # both are past now: the later one
+        index.put("t", "a", record("a", 3, "x"))
+        assert index.by_digest("t", "x") == ("a", 3)
 
 
 def test_a_late_old_tombstone_does_not_delete() -> None:

@@ -32,9 +32,11 @@ def test_bad_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "base"), [("tiny", "tiny"), ("tiny", "Tiny")])
-def test_the_base_keeps_its_name(name: str, base: str) -> None:
-    with pytest.raises(AdapterInvalid, match="base model"):
-        check_name(name, base)
+def test_the_base_keeps_its_names(name: str, base: str) -> None:
+    for names in ((base,), ("other", base)):
+        with pytest.raises(AdapterInvalid, match="base model"):
+            check_name(name, *names)
+    assert parse(f"{base}:a", "other", base) == Reference(name="a")
 
 
 @pytest.mark.parametrize(

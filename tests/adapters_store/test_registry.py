@@ -12,6 +12,7 @@ from adapters_store.errors import (
     AdapterConflict,
     AdapterInvalid,
     AdapterNotFound,
+    NameExpected,
     PreconditionFailed,
 )
 from adapters_store.forms import BaseSpec, LowRank
@@ -98,12 +99,16 @@ def test_a_wrong_if_match_changes_nothing(registry: AdapterRegistry, upload: Upl
 def test_delete_and_upload_again(registry: AdapterRegistry, upload: Upload) -> None:
     first, _ = upload("legal", 1)
     registry.delete("legal", if_match=first.digest)
-    for reference in ("legal", "legal@1", "legal@2"):
-        with pytest.raises(AdapterNotFound) as caught:
+    for reference in ("legal", "legal@1"):
+        with pytest.raises(AdapterNotFound, match=f"`{reference}` was deleted") as caught:
             registry.resolve(reference)
-        assert caught.value.message == f"The model `{reference}` does not exist."
-    with pytest.raises(AdapterNotFound):
+        assert '`POST /adapters/legal/rollback` with `{"version": 1}`' in caught.value.message
+    with pytest.raises(AdapterNotFound, match="`legal@2` does not exist"):
+        registry.resolve("legal@2")
+    with pytest.raises(AdapterNotFound, match="was deleted"):
         registry.delete("legal")
+    with pytest.raises(AdapterNotFound, match="`legal` does not exist"):
+        registry.resolve("legal", "another-tenant")
     assert registry.list() == ([], None)
     assert [item.kind for item in registry.versions("legal")] == ["deleted", "lora"]
     assert registry.resolve(f"sha256:{first.digest}").digest == first.digest  # running work goes on
@@ -113,6 +118,36 @@ def test_delete_and_upload_again(registry: AdapterRegistry, upload: Upload) -> N
     assert registry.resolve("legal@1").version == 1
     with pytest.raises(AdapterNotFound):
         registry.resolve("legal@2")
+
+
+@pytest.mark.parametrize("reference", ["legal@1", "base:legal", f"sha256:{'0' * 64}"])
+def test_what_acts_on_a_name_takes_no_version(registry: AdapterRegistry, upload: Upload, reference: str) -> None:
+    upload("legal", 1)
+    for change in (registry.delete, registry.versions, lambda name: registry.rollback(name, 1)):
+        with pytest.raises(NameExpected, match="takes an adapter's name") as caught:
+            change(reference)
+        assert (caught.value.status, caught.value.code) == (400, "name_expected")
+    assert registry.resolve("legal").version == 1
+
+
+def test_the_names_of_the_base_are_taken(registry: AdapterRegistry, tmp_path: Path) -> None:
+    known = AdapterRegistry(registry._log, dataclasses.replace(BASE, aliases=("small",)))
+    for name in known._base.names:
+        with pytest.raises(AdapterInvalid, match="means the base model") as caught:
+            known.add(name, *write(tmp_path, {}))
+        assert caught.value.code == "bad_name"
+
+
+def test_a_digest_means_the_name_that_holds_it_now(registry: AdapterRegistry, upload: Upload) -> None:
+    first, _ = upload("keeps", 1)
+    upload("moves", 1)
+    upload("moves", 2, replace=True)
+    reference = f"sha256:{first.digest}"
+    assert registry.resolve(reference).name == "keeps"
+    registry.delete("keeps")
+    registry.rollback("moves", 1)
+    found = registry.resolve(reference)
+    assert (found.name, found.version) == ("moves", 3)
 
 
 def test_rollback_appends(registry: AdapterRegistry, upload: Upload) -> None:

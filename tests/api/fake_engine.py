@@ -20,7 +20,7 @@ from server.errors import ContextTooLong, InvalidRequest, Overloaded
 
 EOS, BOS, FIRST_BYTE = 0, 1, 3
 VOCABULARY = 256 + FIRST_BYTE
-MODEL_ID = "acme/tiny-base"
+MODEL_ID, ALIAS = "acme/tiny-base", "tiny"
 FINGERPRINT = "f" * 64
 
 Script = Callable[[GenerationRequest], AsyncIterator[StepOutput]]
@@ -116,6 +116,7 @@ class FakeEngine:
             block_size=16,
             kv_blocks=128,
             adapter_memory_bytes=1 << 20,
+            aliases=(ALIAS,),
         )
         self.tokenizer = ByteTokenizer()
         self.current = EngineStats()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace as changed
 from pathlib import Path
 
+from adapters_store import names
 from adapters_store.errors import AdapterConflict, AdapterInvalid, AdapterNotFound, CodedError, PreconditionFailed
 from adapters_store.info import AdapterInfo, AdapterRef, BaseName, ModuleCount, Notice, RankRange
 
@@ -69,6 +70,7 @@ class FakeRegistry:
         return self.names[tenant, name][::-1]
 
     def delete(self, name: str, tenant: str = "public", if_match: str | None = None) -> None:
+        names.require_name(name)
         self._fail()
         current = self.current(name, tenant)
         if current is None:

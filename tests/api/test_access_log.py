@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from server import logs
-from server.api.context import PROBES
+from server.api.drain import PROBES
 
 
 async def test_a_line_per_request_without_its_content(

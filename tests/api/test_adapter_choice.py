@@ -5,8 +5,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.events import openai_error, tgi_error
-from tests.api.fake_engine import MODEL_ID, FakeEngine
+from tests.api.events import events, openai_error, tgi_error
+from tests.api.fake_engine import ALIAS, FINGERPRINT, MODEL_ID, FakeEngine
 from tests.api.fake_registry import FakeRegistry
 
 Client = httpx.AsyncClient
@@ -38,22 +38,58 @@ async def test_each_place_names_the_adapter(
     assert [adapter.digest for adapter in engine.last.adapters] == [digest(registry, "legal")]
 
 
-@pytest.mark.parametrize("spelling", ["legal", "legal@1", "base:legal", f"{MODEL_ID}:legal", "digest"])
-async def test_each_spelling_means_the_same(client: Client, registry: FakeRegistry, spelling: str) -> None:
-    name = f"sha256:{digest(registry, 'legal')}" if spelling == "digest" else spelling
-    answer = await client.post("/v1/completions", json={"model": name, "prompt": "hi"})
-    assert answer.headers["X-Adapter-Digest"] == digest(registry, "legal")
-    assert answer.json()["model"] == "legal"
+SPELLINGS = ["legal", "legal@1", "base:legal", f"{MODEL_ID}:legal", "digest"]
+PROMPTS: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+}
 
 
-@pytest.mark.parametrize("model", [None, MODEL_ID, "base:", "base", f"{MODEL_ID}:", "tgi", "dummy"])
+@pytest.mark.parametrize("path", PROMPTS)
+@pytest.mark.parametrize("spelling", SPELLINGS)
+async def test_each_spelling_means_the_same_and_is_echoed(
+    client: Client, registry: FakeRegistry, spelling: str, path: str
+) -> None:
+    legal = digest(registry, "legal")
+    name = f"sha256:{legal}" if spelling == "digest" else spelling
+    body = {"model": name, **PROMPTS[path]}
+    answer = await client.post(path, json=body)
+    assert answer.headers["X-Adapter"] == "legal@1"
+    assert answer.headers["X-Adapter-Digest"] == legal
+    assert answer.json()["model"] == name
+    streamed = await client.post(path, json={**body, "stream": True})
+    assert {piece["model"] for piece in events(streamed.content)} == {name}
+
+
+async def test_the_model_field_is_echoed_before_other_places(client: Client) -> None:
+    body = {"model": "legal@1", "adapter": "base:legal", "prompt": "hi"}
+    answer = await client.post("/v1/completions?adapter=legal", json=body)
+    assert answer.json()["model"] == "legal@1"
+    elsewhere = await client.post("/v1/completions?adapter=legal@1", json={"model": MODEL_ID, "prompt": "hi"})
+    assert elsewhere.json()["model"] == "legal@1"
+
+
+@pytest.mark.parametrize(
+    "model", [None, MODEL_ID, "base:", "base", f"{MODEL_ID}:", "tgi", "dummy", ALIAS, f"sha256:{FINGERPRINT}"]
+)
 async def test_no_adapter_is_the_base(client: Client, engine: FakeEngine, model: str | None) -> None:
     answer = await client.post("/v1/completions", json={"model": model, "prompt": "hi"})
     assert answer.status_code == 200
     assert engine.last.adapters == ()
     assert answer.headers["X-Adapter"] == MODEL_ID
-    assert "X-Adapter-Digest" not in answer.headers
+    assert answer.headers["X-Adapter-Digest"] == FINGERPRINT
     assert answer.json()["model"] == MODEL_ID
+
+
+@pytest.mark.parametrize("adapter", [None, "legal"])
+async def test_what_answered_can_be_asked_for_again(client: Client, adapter: str | None) -> None:
+    """No case of its own for the base: both headers name it as they name an adapter."""
+    body = {"inputs": "hi", "adapter": adapter}
+    first = (await client.post("/generate", json=body)).headers
+    for reference in (first["X-Adapter"], f"sha256:{first['X-Adapter-Digest']}"):
+        again = (await client.post("/generate", json={"inputs": "hi", "adapter": reference})).headers
+        assert again["X-Adapter"] == first["X-Adapter"]
+        assert again["X-Adapter-Digest"] == first["X-Adapter-Digest"]
 
 
 async def test_a_placeholder_model_gives_way_to_an_adapter_of_that_name(client: Client, registry: FakeRegistry) -> None:

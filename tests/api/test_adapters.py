@@ -259,3 +259,11 @@ async def test_unloading_as_vllm(client: Client) -> None:
     assert answer.text == "Success: LoRA adapter 'legal' removed successfully."
     answer = await client.post("/v1/unload_lora_adapter", json={"lora_name": "legal"})
     assert openai_error(answer, 404, "model_not_found")["message"] == "The lora adapter 'legal' cannot be found."
+
+
+async def test_deleting_takes_a_name_only(client: Client) -> None:
+    error = openai_error(await client.delete("/adapters/legal@1"), 400, "name_expected")
+    assert "not a version" in error["message"]
+    answer = await client.post("/v1/unload_lora_adapter", json={"lora_name": "legal@1"})
+    openai_error(answer, 400, "name_expected")
+    assert (await client.get("/adapters/legal")).status_code == 200

@@ -58,7 +58,7 @@ async def test_parts_roles_and_names(client: Client, engine: FakeEngine) -> None
         "hi",
         [{"role": "king", "content": "x"}],
         [{"content": "x"}],
-        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}],
+        [{"role": "user", "content": [{"type": "poem", "text": "x"}]}],
         [{"role": "user", "content": 3}],
         [{"role": "tool", "content": "the template refuses this one"}],
     ],
@@ -66,6 +66,17 @@ async def test_parts_roles_and_names(client: Client, engine: FakeEngine) -> None
 async def test_bad_messages(client: Client, engine: FakeEngine, messages: Any) -> None:
     error = openai_error(await client.post(PATH, json={"messages": messages}), 400, "invalid_parameter")
     assert error["param"].startswith("messages")
+    assert not engine.streams
+
+
+@pytest.mark.parametrize(("kind", "feature"), [("image_url", "images"), ("input_audio", "audio"), ("file", "files")])
+async def test_what_is_no_text_is_refused_in_plain_words(
+    client: Client, engine: FakeEngine, kind: str, feature: str
+) -> None:
+    content = [{"type": "text", "text": "look"}, {"type": kind, kind: {"url": "http://x"}}]
+    answer = await client.post(PATH, json={"messages": [{"role": "user", "content": content}]})
+    error = openai_error(answer, 400, "unsupported_parameter")
+    assert error["message"] == f"Not supported: {feature} in messages. Send parts of type `text` only."
     assert not engine.streams
 
 

@@ -180,7 +180,7 @@ async def test_a_counted_size_over_the_limit_stops_the_reading(api: FastAPI, reg
 @pytest.mark.parametrize("spelling", ["{}", "sha256:{}"])
 async def test_a_digest_that_is_right(client: Client, spelling: str) -> None:
     digest = spelling.format(hashlib.sha256(WEIGHTS).hexdigest())
-    assert (await put(client, params={"digest": digest})).status_code == 201
+    assert (await put(client, params={"weights_sha256": digest})).status_code == 201
 
 
 async def test_a_content_digest_is_of_the_body_and_not_of_the_weights(client: Client) -> None:
@@ -190,15 +190,21 @@ async def test_a_content_digest_is_of_the_body_and_not_of_the_weights(client: Cl
 
 async def test_a_digest_that_is_wrong(client: Client, registry: FakeRegistry) -> None:
     wrong, right = "0" * 64, hashlib.sha256(WEIGHTS).hexdigest()
-    error = openai_error(await put(client, params={"digest": wrong}), 422, "digest_mismatch")
-    assert wrong in error["message"]
-    assert right in error["message"]
+    error = openai_error(await put(client, params={"weights_sha256": wrong}), 422, "digest_mismatch")
+    assert f"`weights_sha256` says {wrong}" in error["message"]
+    assert f"weights file has the SHA-256 {right}" in error["message"]
     assert not registry.seen_paths
 
 
 @pytest.mark.parametrize("digest", ["", "xyz", "md5:" + "0" * 32, "0" * 63])
 async def test_a_digest_that_is_none(client: Client, digest: str) -> None:
-    openai_error(await put(client, params={"digest": digest}), 400, "bad_upload")
+    openai_error(await put(client, params={"weights_sha256": digest}), 400, "bad_upload")
+
+
+async def test_the_adapters_digest_is_not_taken_for_the_weights(client: Client, registry: FakeRegistry) -> None:
+    answer = await put(client, params={"digest": hashlib.sha256(WEIGHTS).hexdigest()})
+    assert "`weights_sha256`" in openai_error(answer, 400, "bad_upload")["message"]
+    assert not registry.seen_paths
 
 
 @pytest.mark.parametrize(

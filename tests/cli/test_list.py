@@ -1,6 +1,7 @@
 """`polyrank ls`, `show` and `rm`."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +72,16 @@ def test_a_key_that_cannot_be_sent_is_not_shown(
     assert "POLYRANK_API_KEY" in result.err
     assert "ret" not in result.err
     assert fake.requests == []
+
+
+@pytest.mark.parametrize("reference", ["a@1", f"sha256:{'0' * 64}"])
+def test_what_acts_on_a_name_takes_no_version(
+    polyrank: Polyrank, fake: FakeServer, folder: Path, reference: str
+) -> None:
+    polyrank("push", "a", folder)
+    for arguments in (["rm", reference], ["push", reference, folder]):
+        result = polyrank(*arguments)
+        assert result.code == 2
+        assert "give a name, not a version" in " ".join(result.err.split())
+    assert polyrank("show", "a").code == 0
+    assert not [request for request in fake.requests if request.startswith("DELETE")]

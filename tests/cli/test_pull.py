@@ -1,5 +1,6 @@
 """`polyrank pull`: the folder is there whole or not at all."""
 
+import errno
 import json
 import os
 import signal
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+
+import pytest
 
 from tests.cli.conftest import Polyrank, peft_folder
 from tests.cli.fake_server import FakeServer, error
@@ -59,6 +62,40 @@ def test_an_empty_folder_is_filled(polyrank: Polyrank, fake: FakeServer, folder:
     polyrank("push", "a", folder)
     (tmp_path / "empty").mkdir()
     assert polyrank("pull", "a", tmp_path / "empty").code == 0
+    assert listing(tmp_path / "empty") == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_the_working_directory_is_filled_and_stays(
+    polyrank: Polyrank, fake: FakeServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polyrank("push", "a", folder)
+    here = tmp_path / "here"
+    here.mkdir()
+    before = here.stat().st_ino
+    monkeypatch.chdir(here)
+    result = polyrank("pull", "a", ".")
+    assert (result.code, result.err) == (0, "")
+    assert listing(here) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert here.stat().st_ino == before
+    assert listing(tmp_path) == ["here", "my-adapter"]
+
+
+def test_a_folder_that_cannot_be_filled_stays_empty(
+    polyrank: Polyrank, fake: FakeServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polyrank("push", "a", folder)
+    (tmp_path / "empty").mkdir()
+    rename = Path.rename
+
+    def fail(source: Path, target: Path) -> Path:
+        if source.name == "adapter_config.json":
+            raise PermissionError(errno.EACCES, "Permission denied", str(target))
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    result = polyrank("pull", "a", tmp_path / "empty")
+    assert (result.code, listing(tmp_path / "empty")) == (1, [])
+    assert result.err == f"error: {tmp_path / 'empty' / 'adapter_config.json'}: permission denied\n"
 
 
 def test_refusal_leaves_nothing(polyrank: Polyrank, fake: FakeServer, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.contract.sources import ROOT
@@ -52,7 +53,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
             announced += line
         yield RealServer(f"http://127.0.0.1:{port}", announced)
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        assert process.wait(20) == 0  # nothing is running: less than the 30 s that running requests get
     finally:
         process.kill()
         process.communicate()
@@ -97,6 +98,18 @@ def test_own_adapter_with_the_command(real: RealServer, tmp_path: Path) -> None:
 def test_own_adapter_with_curl(real: RealServer) -> None:
     assert '"name":"date-iso-2"' in bash(block("Your own adapter", "bash", 1), real)
     bash(f"{POLYRANK} rm date-iso-2", real)
+
+
+def test_the_built_in_model_goes_by_its_alias(real: RealServer) -> None:
+    base = httpx.get(f"{real.url}/v1/models/smollm2").json()
+    assert base["parent"] is None
+    answer = httpx.post(
+        f"{real.url}/generate?adapter=smollm2", json={"inputs": "a", "parameters": {"max_new_tokens": 1}}
+    )
+    assert answer.headers["X-Adapter"] == base["id"]
+    push = shlex.split(f"{POLYRANK} push smollm2 deploy/examples/adapters/date-iso --url {real.url}")
+    refused = subprocess.run(push, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (refused.returncode, "means the base model" in refused.stderr) == (1, True)
 
 
 def test_openai_client(real: RealServer) -> None:

@@ -37,6 +37,12 @@ def test_every_option_is_offered(polyrank: Polyrank) -> None:
         assert f"[env: {variable(name)};" in text
 
 
+def test_every_kind_of_model_is_offered(polyrank: Polyrank) -> None:
+    help_text = " ".join(polyrank("serve", "--help").out.split()).partition("--store")[0]
+    for kind in ("a folder", "`.gguf` file", "Hugging Face id", "`smollm2`"):
+        assert kind in help_text
+
+
 def test_flags_and_environment(polyrank: Polyrank, started: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYRANK_PORT", "8001")
     monkeypatch.setenv("POLYRANK_MAX_RUNNING", "5")
@@ -69,8 +75,9 @@ def test_a_port_in_use(polyrank: Polyrank) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         result = polyrank("serve", "--port", str(other.getsockname()[1]))
-    assert result.code == 2
-    assert "already in use; choose another --port" in result.err
+    assert result.code == 1
+    assert result.err.startswith("error: cannot listen on 127.0.0.1:")
+    assert result.err.endswith(" already in use; choose another --port\n")
 
 
 def test_a_start_that_fails_is_one_line(

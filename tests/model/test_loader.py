@@ -140,7 +140,8 @@ def test_the_default_model_without_its_package(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_a_source_is(tmp_path: Path) -> None:
     assert resolve_source("some-org/Some.Model-7B").kind == SourceKind.HUB
-    assert resolve_source("smollm2").id == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    built_in = resolve_source("smollm2")
+    assert (built_in.id, built_in.aliases) == ("HuggingFaceTB/SmolLM2-135M-Instruct", ("smollm2",))
     (tmp_path / "small.GGUF").touch()
     found = resolve_source(str(tmp_path / "small.GGUF"))
     assert (found.kind, found.id) == (SourceKind.GGUF, "small")

@@ -48,13 +48,13 @@ async def put_adapter(
     _body: UploadBody,
     slots: UploadSlots,
     replace: bool = False,
-    digest: Annotated[str | None, Query(max_length=128)] = None,
+    weights_sha256: Annotated[str | None, Query(max_length=128)] = None,
     if_match: IfMatch = None,
 ) -> AdapterInfo:
     """Store an adapter: `config` is adapter_config.json, `weights` adapter_model.safetensors.
 
-    Other content under an existing name needs `If-Match: "<digest>"` or `?replace=true`. `digest` is the
-    SHA-256 that the weights must have.
+    Other content under an existing name needs `If-Match: "<digest>"` or `?replace=true`.
+    `weights_sha256` is the SHA-256 that the weights file must have, which is not the adapter's digest.
     """
     expected = digest_of(if_match)
     async with receive_upload(request, services.settings) as upload, slots:

@@ -67,7 +67,7 @@ async def health(services: ServicesDep, caller: CallerDep) -> State:
 @router.get("/ready", responses=error_responses(503))
 async def ready(services: ServicesDep, caller: CallerDep) -> State:
     """Takes work: model loaded, store readable, not draining. A failing answer means send requests elsewhere."""
-    if not services.engine.ready():
+    if services.drain.active or not services.engine.ready():
         raise NotReady("The server is starting, draining or stuck. Send requests elsewhere for now.")
     try:
         await asyncio.to_thread(services.adapters.list, caller.tenant, None, 1)

@@ -2,11 +2,23 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from server.api.schemas.sampling import MAX_LOGPROBS, MAX_TOKENS, OpenAISampling, Strict
+from server.errors import InvalidRequest
 
 MAX_MESSAGES = 1024
+
+
+UNSUPPORTED_PARTS = {
+    "image_url": "images",
+    "input_image": "images",
+    "image": "images",
+    "input_audio": "audio",
+    "audio_url": "audio",
+    "video_url": "videos",
+    "file": "files",
+}
 
 
 class TextPart(Strict):
@@ -14,6 +26,15 @@ class TextPart(Strict):
 
     type: Literal["text"]
     text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and (feature := UNSUPPORTED_PARTS.get(kind)):
+            text = f"Not supported: {feature} in messages. Send parts of type `text` only."
+            raise InvalidRequest(text, code="unsupported_parameter", param="messages")
+        return value
 
 
 class Message(Strict):
