@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import transformers
+
 from tests.bench.facts import facts
 from tests.bench.report import page, table
 from tests.bench.sections.adapters import adapters
@@ -26,6 +28,7 @@ RUN: dict[Callable[[Session], None], set[str]] = {
 
 def main() -> None:
     options = parse()
+    transformers.utils.logging.disable_progress_bar()  # its bars would stand between the rows
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="polyrank-bench-") as scratch:

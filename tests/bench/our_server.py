@@ -18,7 +18,7 @@ class OurServer:
     """Started on entry, stopped on exit. `preload`: the folder of PEFT folders that it registers at its start."""
 
     def __init__(self, name: str, model: str, scratch: Path, *options: str, preload: Path | None = None) -> None:
-        folder = scratch / name.replace(" ", "-")
+        folder = scratch / f"server-{name.replace(' ', '-')}"
         folder.mkdir(parents=True)
         self.name = name
         self.facts = {"version": "this checkout", "options": " ".join(options)}
