@@ -9,13 +9,14 @@ from pathlib import Path
 import transformers
 
 from tests.bench.facts import facts
+from tests.bench.options import parse
 from tests.bench.report import page, table
 from tests.bench.sections.adapters import adapters
 from tests.bench.sections.loaded import loaded
 from tests.bench.sections.side_by_side import side_by_side
 from tests.bench.sections.working_set import working_set
 from tests.bench.sections.zipf import zipf
-from tests.bench.session import Session, parse
+from tests.bench.session import Session
 
 RUN: dict[Callable[[Session], None], set[str]] = {
     side_by_side: {"throughput", "prefill"},

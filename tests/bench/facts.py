@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from kernels import dispatch
-from tests.bench.session import Options
+from tests.bench.options import Options
 
 # Those that decide which kernels a library chooses.
 TELLING = ("avx2", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "asimd", "i8mm")

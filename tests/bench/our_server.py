@@ -68,7 +68,11 @@ class OurServer:
         self._process.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
-        self._process.start()
+        try:
+            self._process.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(

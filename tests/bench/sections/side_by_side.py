@@ -8,9 +8,11 @@ from typing import Protocol
 
 from tests.bench import stats
 from tests.bench.line_peer import LinePeer
+from tests.bench.options import INSTALLED_APART, peer_variable
 from tests.bench.peers.llamacpp import LlamaCpp
 from tests.bench.peers.protocol import Request, Run
-from tests.bench.session import INSTALLED_APART, Session, peer_variable
+from tests.bench.results import Results
+from tests.bench.session import Session
 from tests.bench.workload import BASE_8, CASES, DISTINCT_8, ONE_8, PREFILL, QUICK_CASES, SAME_8, Case
 
 OURS = "polyrank"
@@ -34,7 +36,7 @@ def side_by_side(session: Session) -> None:
         peers = list(_start(session, stack))
         session.peers = {peer.name: peer.facts for peer in peers}
         if "throughput" in options.only:
-            runs = _rounds(session, peers, CASES if options.full else QUICK_CASES)
+            runs = rounds(session, options.repeat, peers, CASES if options.full else QUICK_CASES)
             for (case, name), found in runs.items():
                 first = [seconds for run in found for seconds in run.first]
                 gaps = [seconds for run in found for seconds in run.gaps]
@@ -42,7 +44,7 @@ def side_by_side(session: Session) -> None:
                 session.row("throughput", case.title, name, "tokens/s", [run.rate for run in found], **latency)
             _ratios(session, {key: [run.rate for run in found] for key, found in runs.items()})
         if "prefill" in options.only:
-            for (case, name), found in _rounds(session, peers, PREFILL).items():
+            for (case, name), found in rounds(session, options.repeat, peers, PREFILL).items():
                 prompts = [request.prompt for request in case.requests(0)]
                 tokens = sum(len(ids) for ids in session.base.tokenizer(prompts)["input_ids"])
                 title = f"{case.concurrency} of {tokens // case.concurrency} tokens at once"
@@ -100,11 +102,11 @@ def _llamacpp(session: Session, stack: ExitStack, binary: str) -> Iterator[Peer]
     yield peer
 
 
-def _rounds(session: Session, peers: Sequence[Peer], cases: Sequence[Case]) -> Runs:
+def rounds(session: Results, repeat: int, peers: Sequence[Peer], cases: Sequence[Case]) -> Runs:
     """A short warm round, then the rounds that count: in each every case, and for each case every peer in turn."""
     runs: Runs = {}
     failed: set[tuple[Case, str]] = set()
-    for number in range(session.options.repeat + 1):
+    for number in range(repeat + 1):
         for case in cases:
             shape = case if number else replace(case, new_tokens=min(case.new_tokens, WARM_TOKENS))
             for peer in peers:
