@@ -1,5 +1,6 @@
 """A peer in a process of its own, in whatever environment holds it, that speaks `peers/protocol.py`."""
 
+import contextlib
 import json
 import os
 import select
@@ -55,8 +56,9 @@ class LinePeer:
     def close(self) -> None:
         """Its input ends, and so should it; else it is told to, and then made to."""
         for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+            with contextlib.suppress(BrokenPipeError):  # what it did not live to read
+                if stream is not None:
+                    stream.close()
         for end in (None, signal.SIGTERM, signal.SIGKILL):
             if end:
                 self._process.send_signal(end)

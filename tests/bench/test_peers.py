@@ -13,7 +13,7 @@ from tests.bench.client import Call, LoadClient, run_of
 from tests.bench.line_peer import LinePeer
 from tests.bench.peers.protocol import Request, Run
 from tests.bench.results import Results
-from tests.bench.sections.side_by_side import rounds
+from tests.bench.rounds import rounds
 from tests.bench.workload import Case
 
 ONE = Request("text", None, 4)

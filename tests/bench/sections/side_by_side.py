@@ -1,32 +1,18 @@
 """This server, its engine alone and every peer on the same requests, in turns: what slows one slows all."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import Protocol
 
 from tests.bench import stats
 from tests.bench.line_peer import LinePeer
 from tests.bench.options import INSTALLED_APART, peer_variable
 from tests.bench.peers.llamacpp import LlamaCpp
-from tests.bench.peers.protocol import Request, Run
-from tests.bench.results import Results
+from tests.bench.rounds import Peer, rounds
 from tests.bench.session import Session
 from tests.bench.workload import BASE_8, CASES, DISTINCT_8, ONE_8, PREFILL, QUICK_CASES, SAME_8, Case
 
 OURS = "polyrank"
-WARM_TOKENS = 4
-Runs = dict[tuple[Case, str], list[Run]]
-
-
-class Peer(Protocol):
-    name: str
-    facts: dict[str, str]
-
-    def run(self, requests: Sequence[Request]) -> Run: ...
-
-    def close(self) -> None: ...
 
 
 def side_by_side(session: Session) -> None:
@@ -100,28 +86,6 @@ def _llamacpp(session: Session, stack: ExitStack, binary: str) -> Iterator[Peer]
         return
     stack.callback(peer.close)
     yield peer
-
-
-def rounds(session: Results, repeat: int, peers: Sequence[Peer], cases: Sequence[Case]) -> Runs:
-    """A short warm round, then the rounds that count: in each every case, and for each case every peer in turn."""
-    runs: Runs = {}
-    failed: set[tuple[Case, str]] = set()
-    for number in range(repeat + 1):
-        for case in cases:
-            shape = case if number else replace(case, new_tokens=min(case.new_tokens, WARM_TOKENS))
-            for peer in peers:
-                key = (case, peer.name)
-                if key in failed:
-                    continue
-                try:
-                    run = peer.run(shape.requests(number))
-                except RuntimeError as error:
-                    failed.add(key)
-                    session.skip(f"{peer.name}, {case.title}", str(error))
-                    continue
-                if number:
-                    runs.setdefault(key, []).append(run)
-    return {key: runs[key] for key in sorted(runs, key=lambda key: cases.index(key[0])) if key not in failed}
 
 
 def _ratios(session: Session, rates: dict[tuple[Case, str], list[float]]) -> None:
