@@ -1,79 +1,58 @@
-"""One run that measures this engine and PEFT side by side on the workload "distinct-8".
+"""One run that measures this server, its engine in process and its peers side by side: `make bench`."""
 
-python -m tests.bench [--dtype float32] [--repeat 2] [--json results/bench.json]
-"""
-
-import argparse
 import json
-import platform
-import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
 
-import torch
+import transformers
 
-from kernels import dispatch
-from server.model.loader import load_base_model
-from tests.bench.ours import PolyrankPeer
-from tests.bench.peer_peft import PeftPeer
-from tests.bench.workload import CASES, NEW_TOKENS, Case, write_adapters
+from tests.bench.facts import facts
+from tests.bench.options import parse
+from tests.bench.report import page, table
+from tests.bench.sections.adapters import adapters
+from tests.bench.sections.loaded import loaded
+from tests.bench.sections.side_by_side import side_by_side
+from tests.bench.sections.working_set import working_set
+from tests.bench.sections.zipf import zipf
+from tests.bench.session import Session
 
-
-class Peer(Protocol):
-    name: str
-
-    def run(self, case: Case) -> float: ...
-
-
-def measure(peer: Peer, repeat: int) -> dict[str, float]:
-    """Output tokens per second of each case, prefill included; the best of `repeat` after one warm run."""
-    rates = {}
-    for case in CASES:
-        peer.run(case)
-        seconds = min(peer.run(case) for _ in range(repeat))
-        rates[case.title] = round(case.concurrency * NEW_TOKENS / seconds, 1)
-        print(f"{peer.name:>10}  {case.title:<22} {rates[case.title]:8.1f} tok/s", flush=True)
-    return rates
-
-
-def facts(dtype: str) -> dict[str, Any]:
-    """What the figures depend on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "dtype": dtype,
-        "kernels": dispatch.load("cpu"),
-        "commit": commit.stdout.strip() or None,
-    }
+RUN: dict[Callable[[Session], None], set[str]] = {
+    side_by_side: {"throughput", "prefill"},
+    loaded: {"loaded"},
+    zipf: {"zipf"},
+    working_set: {"working-set"},
+    adapters: {"adapters"},
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    dtype = getattr(torch, args.dtype)
-    results: dict[str, Any] = {"facts": facts(args.dtype), "tokens_per_second": {}}
-    with tempfile.TemporaryDirectory() as scratch:
-        base = load_base_model(args.model, dtype=dtype)
-        folders = list(write_adapters(Path(scratch), base.model))
-        ours = PolyrankPeer(base, folders)
-        results["tokens_per_second"]["polyrank"] = measure(ours, args.repeat)
-        ours.close()
-        plain = load_base_model(args.model, dtype=dtype)
-        results["tokens_per_second"]["peft"] = measure(PeftPeer(plain.model, plain.tokenizer, folders), args.repeat)
-    rates = results["tokens_per_second"]
-    results["ratio_to_peft"] = {t: round(rates["polyrank"][t] / rates["peft"][t], 2) for t in rates["polyrank"]}
-    print(json.dumps(results, indent=2))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
+    options = parse()
+    transformers.utils.logging.disable_progress_bar()  # its bars would stand between the rows
+    options.out.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="polyrank-bench-") as scratch:
+        session = Session(options, Path(scratch))
+        for measure, sections in RUN.items():
+            if sections & set(options.only):
+                measure(session)
+                # After each section: a run that is cut short keeps what it has.
+                write(session, time.monotonic() - start)
+    print(table(session.rows, session.ratios))
+    print(f"\n{options.out / 'bench.json'} and {options.out / 'bench.html'} hold this run.")
+
+
+def write(session: Session, seconds: float) -> None:
+    results = {
+        "facts": {**facts(session.options), "seconds": round(seconds)},
+        "peers": session.peers,
+        "skipped": session.skipped,
+        "rows": session.rows,
+        "ratios": session.ratios,
+    }
+    (session.options.out / "bench.json").write_text(json.dumps(results, indent=2) + "\n")
+    (session.options.out / "bench.html").write_text(page(results))
 
 
 if __name__ == "__main__":

@@ -4,16 +4,15 @@ Prints a table and asserts nothing. GB/s counts what must be read or written onc
 """
 
 import argparse
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from kernels import dispatch, reference
 from kernels.segments import Segments
+from tests.bench.facts import cpu
 from tests.kernels.support import Group, PoolBuilder, lowrank_adapter, pack, paged, replacement, segments_of
 
 HIDDEN, KEYS, MLP, VOCABULARY, LAYERS = 576, 192, 1536, 49152, 30
@@ -48,11 +47,11 @@ def best(call: Callable[[], object], seconds: float) -> float:
     return fastest * 1e3
 
 
-def adapter_step(rows: int, ranks: tuple[int, ...]) -> Case:
+def adapter_step(rows: int, ranks: tuple[int, ...], factor: torch.dtype = torch.bfloat16) -> Case:
     """All adapter products of one step: 7 linears of 30 layers, rows spread evenly over the adapters."""
     builder = PoolBuilder()
     shapes = SHAPES * LAYERS
-    one_layer = {(r, shape): lowrank_adapter(r, *shape, torch.bfloat16) for r in ranks for shape in SHAPES}
+    one_layer = {(r, shape): lowrank_adapter(r, *shape, factor) for r in ranks for shape in SHAPES}
     records = torch.tensor([[builder.add(one_layer[r, shape]) for shape in shapes] for r in ranks])
     pool = builder.pool()
     segments = segments_of(
@@ -66,7 +65,7 @@ def adapter_step(rows: int, ranks: tuple[int, ...]) -> Case:
         for column, (inner, outer) in zip(columns, shapes, strict=True):
             product(y[outer], x[inner], pool, column, segments)
 
-    name = f"lowrank, {rows} rows, {len(ranks)} adapters, 210 modules"
+    name = f"lowrank, {rows} rows, {len(ranks)} adapters, 210 modules, {str(factor)[6:]}"
     return Case(name, lambda: step(dispatch.lowrank), lambda: step(reference.lowrank), pool.numel() / 1e6)
 
 
@@ -119,9 +118,10 @@ def store(rows: int) -> Case:
 
 
 def cases() -> Iterator[Case]:
-    for rows in (8, 16, 128):
-        yield adapter_step(rows, RANKS)
-    yield adapter_step(1, (64,))
+    for factor in (torch.bfloat16, torch.int8):
+        for rows in (8, 16, 128):
+            yield adapter_step(rows, RANKS, factor)
+        yield adapter_step(1, (64,), factor)
     yield lookup(8)
     yield head(8)
     yield store(8)
@@ -141,7 +141,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     most = torch.get_num_threads()
-    print(f"{cpu()}; {torch.backends.cpu.get_cpu_capability()}; torch {torch.__version__}; {dispatch.load()} kernels")
+    print(
+        f"{cpu()[0]}; {torch.backends.cpu.get_cpu_capability()}; torch {torch.__version__}; {dispatch.load()} kernels"
+    )
     print(f"{'case':62} {'1 thread':>10} {f'{most} threads':>10} {'GB/s':>6} {'reference':>10}  ms, best call")
     for case in cases():
         if options.only not in case.name:
@@ -152,14 +154,6 @@ def main() -> None:
             times.append(best(case.run, options.seconds))
         slow = 0.0 if options.no_reference else best(case.slow, options.seconds)
         print(f"{case.name:62} {times[0]:10.3f} {times[1]:10.3f} {case.megabytes / min(times):6.1f} {slow:10.2f}")
-
-
-def cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from server.engine.build import EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.model.loader import load_base_model
 from server.model.quantize import CHOICES
-from tests.bench.workload import write_adapters
+from tests.bench.adapters import write_adapters
 from tests.support.driver import CoreDriver
 
 CONTEXT = 100  # tokens of each prompt

@@ -1,64 +1,50 @@
-"""The workload "distinct-8": eight adapters of ranks 8 to 64 on all linears, prompts of about 85 tokens, 64 new."""
+"""The workload "distinct-8": adapters of ranks 8 to 64, prompts of about 85 tokens, all requests of a case at once.
 
-import json
-from collections.abc import Iterator
+Peers read this in environments of their own: standard library only.
+"""
+
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
+from tests.bench.peers.protocol import Request
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANKS = (8, 16, 32, 64)
 NEW_TOKENS = 64
 SENTENCE = "The history of the city begins with a small settlement on the river. "
+LONG = 60  # sentences of a long prompt: about 840 tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row of the table: `concurrency` requests sent at once, request i using adapter i modulo `adapters`."""
+    """One row of the table: request i uses adapter `first` + i modulo `adapters`, or none if there are none."""
 
     adapters: int
     concurrency: int
+    first: int = 0
+    sentences: int = 6
+    new_tokens: int = NEW_TOKENS
 
     @property
     def title(self) -> str:
-        kind = "base" if not self.adapters else "1 adapter" if self.adapters == 1 else f"{self.adapters} distinct"
+        if not self.adapters:
+            kind = "base"
+        elif self.adapters == 1:
+            kind = f"1 adapter of rank {RANKS[self.first % len(RANKS)]}"
+        else:
+            kind = f"{self.adapters} distinct"
         return f"{kind}, {self.concurrency} at once"
 
+    def requests(self, run: int) -> list[Request]:
+        """The run number at the head of each prompt keeps prefix caches out of the figures."""
+        text = SENTENCE * self.sentences
+        return [
+            Request(f"{run} {index} {text}", self._adapter(index), self.new_tokens) for index in range(self.concurrency)
+        ]
 
-CASES = tuple(Case(adapters, count) for adapters in (0, 1, 8) for count in (1, 8, 16) if adapters <= count)
+    def _adapter(self, index: int) -> str | None:
+        return f"a{self.first + index % self.adapters}" if self.adapters else None
 
 
-def prompt(index: int) -> str:
-    return f"{index} " + SENTENCE * 6
-
-
-def adapter_name(case: Case, index: int) -> str | None:
-    return f"a{index % case.adapters}" if case.adapters else None
-
-
-def write_adapters(folder: Path, model: torch.nn.Module, count: int = 8) -> Iterator[Path]:
-    """Write PEFT folders a0, a1, ...: zero-mean factors, B small enough that the text stays text; yields each."""
-    for index in range(count):
-        rank = RANKS[index % len(RANKS)]
-        random = torch.Generator().manual_seed(index)
-        tensors = {}
-        for name, module in model.named_modules():
-            if isinstance(module, torch.nn.Linear) and name.endswith(TARGETS):
-                a = torch.randn(rank, module.in_features, generator=random) / module.in_features**0.5
-                b = torch.randn(module.out_features, rank, generator=random) * 0.01
-                tensors[f"base_model.model.{name}.lora_A.weight"] = a.to(torch.bfloat16)
-                tensors[f"base_model.model.{name}.lora_B.weight"] = b.to(torch.bfloat16)
-        target = folder / f"a{index}"
-        target.mkdir(parents=True)
-        save_file(tensors, target / "adapter_model.safetensors")
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "r": rank,
-            "lora_alpha": 2 * rank,
-            "target_modules": list(TARGETS),
-        }
-        (target / "adapter_config.json").write_text(json.dumps(config))
-        yield target
+BASE_8, ONE_8, SAME_8, DISTINCT_8 = Case(0, 8), Case(1, 8), Case(1, 8, first=3), Case(8, 8)
+CASES = (Case(0, 1), BASE_8, Case(0, 16), Case(1, 1), ONE_8, SAME_8, DISTINCT_8, Case(8, 16))
+QUICK_CASES = (Case(0, 1), BASE_8, SAME_8, DISTINCT_8)
+PREFILL = (Case(0, 1, sentences=LONG, new_tokens=1), Case(0, 4, sentences=LONG, new_tokens=1))

@@ -45,6 +45,11 @@ class ServerProcess:
                 time.sleep(0.1)  # nothing to wait on but the port
         raise RuntimeError(f"the server is not ready after {START_SECONDS} s:\n{self._log.read_text()[-4000:]}")
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """kill -9, and wait until it is gone."""
         self._end(signal.SIGKILL)
