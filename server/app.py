@@ -22,6 +22,7 @@ from server.api.application import create_api
 from server.api.services import ApiSettings, Services
 from server.engine.async_engine import AsyncEngine
 from server.engine.build import EngineLimits, build_engine
+from server.loading import ending_at_once
 from server.metrics import Metrics
 from server.model.errors import ModelLoadError
 from server.model.loader import load_base_model
@@ -60,10 +61,12 @@ def run(settings: Settings) -> None:
     """Serve until told to stop; running requests get `drain_seconds` to finish."""
     logs.configure(settings.log_level, settings.log_format)
     transformers.utils.logging.disable_progress_bar()  # its bars would stand between the lines of the log
+    with ending_at_once():
+        app = create_app(settings)
     # uvicorn raises the signal again once it has shut down; a server that stopped as it was told exits with 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
