@@ -44,7 +44,7 @@ async def test_control_characters_of_a_url_do_not_reach_the_log(
     client: httpx.AsyncClient, root: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for form in ("text", "json"):
-        logs.configure("info", form)  # type: ignore[arg-type]
+        logs.configure("info", form)
         await client.get("/adapters/a%00%1b%5b2Jb%C2%9b%E2%80%AE%0d%0aforged")
         lines = capsys.readouterr().err
         assert lines.count("\n") == 1
