@@ -71,6 +71,10 @@ class AdapterRegistry:
             raise names.not_found(name, self._index.near(tenant, name))
         return [self._shown(record) for record in reversed(records)]
 
+    def held(self, digest: str) -> bool:
+        """Whether it is the current content of any name, whosever."""
+        return any(record.manifest == digest for record in self._index.all_current())
+
     # --- changes
 
     def add(

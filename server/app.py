@@ -1,8 +1,6 @@
 """The composition root: the only place where objects are built and wired."""
 
 import logging
-import signal
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -23,6 +21,7 @@ from server.api.drain import Drain
 from server.api.services import ApiSettings, Services
 from server.engine.async_engine import AsyncEngine
 from server.engine.build import EngineLimits, build_engine
+from server.loading import ending_at_once
 from server.metrics import Metrics
 from server.model.errors import ModelLoadError
 from server.model.loader import load_base_model
@@ -62,10 +61,9 @@ def run(settings: Settings) -> None:
     """Serve until told to stop; running requests get `drain_seconds` to finish."""
     logs.configure(settings.log_level, settings.log_format)
     transformers.utils.logging.disable_progress_bar()  # its bars would stand between the lines of the log
-    # Until uvicorn listens. Without a handler the first process of a container would not heed the signal.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     drain = Drain()
-    serve(create_app(settings, drain), drain, settings.host, settings.port, settings.drain_seconds)
+    with ending_at_once():  # until uvicorn has its own handlers in place
+        serve(create_app(settings, drain), drain, settings.host, settings.port, settings.drain_seconds)
 
 
 def preload(registry: AdapterRegistry, folder: Path) -> None:

@@ -16,6 +16,12 @@ class ContextTooLong(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class GrammarTooComplex(InvalidRequest):
+    """The grammar cannot be followed within the limits of its matcher, which may show in mid-answer (400)."""
+
+    code = "grammar_too_complex"
+
+
 class PayloadTooLarge(CodedError):
     """The body is larger than allowed (413)."""
 

@@ -19,10 +19,10 @@ def configure(level: str, form: Literal["text", "json"]) -> None:
         structlog.processors.format_exc_info,
     ]
     text = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    renderer: structlog.types.Processor = structlog.processors.JSONRenderer() if form == "json" else text
+    renderers = [structlog.processors.JSONRenderer()] if form == "json" else [_escaped, text]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*shared, _extras],
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
@@ -42,3 +42,17 @@ def _extras(_: object, __: str, event: structlog.types.EventDict) -> structlog.t
         if name != "answer" and name not in _STANDARD and not name.startswith("_"):
             event.setdefault(name, value)
     return event
+
+
+def _escaped(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """Escape what a terminal obeys or does not show: names come from clients. JSON escapes by itself."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            text = value.rstrip() if name == "event" else value
+            lines = text.split("\n") if name == "exception" else [text]
+            event[name] = "\n".join("".join(map(_shown, line)) for line in lines)
+    return event
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")

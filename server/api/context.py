@@ -43,7 +43,8 @@ class RequestContext:
         except asyncio.CancelledError:  # the server stops and waits no longer
             if not answer.status:
                 await to_the_end(_last_words(error_response(Request(scope), stopped()), scope, receive, answer.send))
-            raise
+            # Not raised on: nobody waits for this task, and uvicorn would log it as an exception in the application.
+            _log.warning("request_cut", extra={"request_id": scope[REQUEST_ID]})
         except Exception:
             if answer.lost:
                 return

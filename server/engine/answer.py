@@ -44,10 +44,12 @@ class Answer:
         )
 
     def accept(self, sampled: Sampled) -> StepOutput:
-        """Append a chosen token and say what the caller may see of it."""
+        """Append a chosen token and say what the caller may see of it. Raises InvalidRequest if the grammar broke."""
         token = sampled.token_id
         if token is None:
             raise ValueError("a row without a token has failed and has no output")
+        if self._grammar:  # asked here and not with the mask: there it would fail the step of the whole batch
+            self._grammar.check()
         sequence = self.sequence
         sequence.tokens.append(token)
         reason, stop_reason, text = self._judge(token)

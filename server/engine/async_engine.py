@@ -220,10 +220,12 @@ class AsyncEngine:
         if min(tokens) < 0 or max(tokens) >= self.info.vocabulary:
             raise InvalidRequest(f"Prompt token ids must be in 0 to {self.info.vocabulary - 1}.", param="prompt")
         room = limit - len(tokens)
-        if room < (max_tokens if max_tokens is not None else 1):
+        wanted = 1 if max_tokens is None else max_tokens
+        if room < wanted:
+            asked = f" and {wanted} more were asked for" if wanted else ""
             raise ContextTooLong(
-                f"The context is {limit} tokens; the prompt has {len(tokens)} and {max_tokens or 1} more were asked "
-                "for. Shorten the prompt, ask for fewer tokens, or pass truncate.",
+                f"The context is {limit} tokens; the prompt has {len(tokens)}{asked}. Shorten the prompt, "
+                "ask for fewer tokens, or pass truncate.",
                 param="max_tokens",
             )
         return room if max_tokens is None else max_tokens

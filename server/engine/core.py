@@ -215,6 +215,9 @@ class EngineCore:
         """`_settle`, whose failure (a tokenizer's or a grammar's) is that request's own."""
         try:
             return self._settle(entry, chosen)
+        except CodedError as error:
+            log.warning("request_failed", extra={"request_id": entry.sequence.request_id, "code": error.code})
+            return [self._fail(entry.sequence.request_id, error)]
         except Exception as error:
             log.exception("request_failed", extra={"request_id": entry.sequence.request_id})
             failure = EngineFailure(f"The answer could not be put together ({type(error).__name__}).")

@@ -59,6 +59,16 @@ def test_the_same_content_again_is_no_new_version(registry: AdapterRegistry, upl
     assert len(registry.versions("legal")) == 1
 
 
+def test_content_is_held_as_long_as_it_is_current_somewhere(registry: AdapterRegistry, upload: Upload) -> None:
+    digest = upload("one", 1)[0].digest
+    upload("two", 1, tenant="other")
+    upload("one", 2, replace=True)
+    assert registry.held(digest)
+    registry.delete("two", "other")
+    assert not registry.held(digest)
+    assert registry.held(registry.resolve("one").digest)
+
+
 def test_equal_content_has_one_digest_whatever_its_name(upload: Upload) -> None:
     assert upload("one", 1)[0].digest == upload("two", 1)[0].digest
     assert upload("three", 2)[0].digest != upload("one", 1)[0].digest

@@ -72,12 +72,13 @@ class Call:
         if self._task is not None:
             await asyncio.wait_for(self._task, 10)
 
-    async def stop(self) -> None:
-        """What a server does to requests that outlast its patience."""
+    async def stop(self) -> bool:
+        """What a server does to requests that outlast its patience; true if the application lets the error out."""
         assert self._task is not None
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        self._task = None
+        task, self._task = self._task, None
+        task.cancel()
+        await asyncio.wait([task])
+        return task.cancelled() or task.exception() is not None
 
     async def _run(self) -> None:
         try:

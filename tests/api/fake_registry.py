@@ -84,6 +84,9 @@ class FakeRegistry:
         old = self._find(f"{name}@{version}", tenant)
         return self._store(name, *self.content[old.digest], tenant)
 
+    def held(self, digest: str) -> bool:
+        return any(versions[-1].digest == digest for versions in self.names.values())
+
     def open_file(self, reference: str, filename: str, tenant: str = "public") -> tuple[int, Iterator[bytes]]:
         config, weights = self.content[self._find(reference, tenant).digest]
         data = config if filename == "adapter_config.json" else weights
@@ -128,7 +131,8 @@ class FakeRegistry:
         name, _, version = reference.partition("@")
         for (owner, stored), versions in self.names.items():
             for info in reversed(versions):
-                wanted = stored == name and (version == str(info.version) or (not version and info is versions[-1]))
+                live = stored == name and versions[-1].digest
+                wanted = live and (version == str(info.version) or (not version and info is versions[-1]))
                 if owner == tenant and info.digest and (wanted or reference == f"sha256:{info.digest}"):
                     return info
         raise _missing(reference)

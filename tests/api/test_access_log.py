@@ -1,6 +1,7 @@
 """One line per answered request, with what an operator needs and nothing of the content."""
 
 import logging
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -30,15 +31,39 @@ async def test_a_line_per_request_without_its_content(
     assert "/health" in PROBES
 
 
-def test_facts_stand_beside_the_event(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    """The root logger, whose handlers and level are put back."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    try:
-        logs.configure("info", "json")
-        facts = {"status": 200, "route": "/x"}
-        logging.getLogger("test").info("request", extra={"answer": facts, "color_message": "no"})
-    finally:
-        root.handlers[:], root.level = handlers, level
+    yield root
+    root.handlers[:], root.level = handlers, level
+
+
+async def test_control_characters_of_a_url_do_not_reach_the_log(
+    client: httpx.AsyncClient, root: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for form in ("text", "json"):
+        logs.configure("info", form)
+        await client.get("/adapters/a%00%1b%5b2Jb%C2%9b%E2%80%AE%0d%0aforged")
+        lines = capsys.readouterr().err
+        assert lines.count("\n") == 1
+        assert lines[:-1].isprintable()
+        assert "forged" in lines
+
+
+def test_a_traceback_keeps_its_lines(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "text")
+    logging.getLogger("test").error("failed\n", exc_info=ValueError("a\x1b[2J\nb"))
+    lines = capsys.readouterr().err.splitlines()
+    assert "failed" in lines[0]
+    assert lines[1:] == ["ValueError: a\\x1b[2J", "b"]
+
+
+def test_facts_stand_beside_the_event(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+    facts = {"status": 200, "route": "/x"}
+    logging.getLogger("test").info("request", extra={"answer": facts, "color_message": "no"})
     line = capsys.readouterr().err
     assert '"status": 200' in line
     assert '"route": "/x"' in line

@@ -128,15 +128,18 @@ async def test_a_failure_of_one_aborts_the_others(client: Client, engine: FakeEn
     assert not engine.open
 
 
-async def test_a_server_that_stops_says_so_in_the_stream(api: FastAPI, engine: FakeEngine) -> None:
+async def test_a_server_that_stops_says_so_in_the_stream(
+    api: FastAPI, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
     slow = Slow(engine, 1)
     async with Call(api, "POST", PATH, body={"prompt": "a", "stream": True}) as call:
         first = await call.read() or b""
         await slow.waiting.wait()
-        await call.stop()
+        assert not await call.stop(), "an end as ordered is no exception of the application"
         found = events(first + await call.whole(), done=False)
     assert found[-1]["error"]["code"] == "request_aborted"
     assert not engine.open
+    assert [record.exc_info for record in caplog.records if record.getMessage() == "request_cut"] == [None]
 
 
 async def test_a_server_that_stops_answers_who_waits(api: FastAPI, engine: FakeEngine) -> None:

@@ -15,6 +15,7 @@ from server.engine.adapter_storage import AdapterStorage, PackedAdapter
 from server.engine.answer import Answer
 from server.engine.batch import ScheduledBatch, ScheduledSequence
 from server.engine.core import EngineCore, Outputs
+from server.engine.grammar import GrammarState
 from server.engine.model_runner import ModelRunner
 from server.engine.request import FinishReason, SamplingParams, StepOutput
 from server.engine.sampler import Sampled
@@ -205,12 +206,13 @@ class Engine:
         max_tokens: int = 4,
         tenant: str = "tenant",
         sampling: SamplingParams | None = None,
+        grammar: GrammarState | None = None,
     ) -> Sequence:
         sequence = make_sequence(
             request_id, prompt, adapters=adapters, max_tokens=max_tokens, tenant=tenant, sampling=sampling
         )
         text = tokenizer().stream([])
-        self._take(self.core.add(Answer(sequence, text, seed=0, eos_ids=(EOS_ID,), grammar=None)))
+        self._take(self.core.add(Answer(sequence, text, seed=0, eos_ids=(EOS_ID,), grammar=grammar)))
         return sequence
 
     def abort(self, request_id: str) -> None:

@@ -123,6 +123,14 @@ class TestPrompts:
             assert str(CONTEXT) in caught.value.message
             own.assert_idle()
 
+    @pytest.mark.parametrize(("asked", "said"), [(0, None), (None, "1 more"), (3, "3 more")])
+    async def test_no_token_is_said_to_be_asked_for_that_was_not(self, asked: int | None, said: str | None) -> None:
+        async with running() as own:
+            with pytest.raises(ContextTooLong) as caught:
+                await own.submit("a", [5] * (CONTEXT + 1), SamplingParams(max_tokens=asked))
+            assert (said or "has 65.") in caught.value.message
+            assert ("more" in caught.value.message) == (said is not None)
+
     async def test_what_just_fits_the_context_is_served(self) -> None:
         async with running() as own:
             for index, (length, asked, given) in enumerate(

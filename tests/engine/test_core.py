@@ -2,12 +2,13 @@
 
 import pytest
 
+from server.engine.grammar import GrammarCompiler
 from server.engine.quarantine import FAILURES
-from server.engine.request import FinishReason, SamplingParams
+from server.engine.request import FinishReason, Grammar, SamplingParams
 from tests.engine import fakes
-from tests.engine.fakes import Engine, expected_tokens
+from tests.engine.fakes import Engine, expected_tokens, tokenizer
 from tests.engine.support import prompt
-from tests.support.models import EOS_ID
+from tests.support.models import EOS_ID, VOCABULARY, tiny_tokenizer
 
 
 def test_tokens_of_a_batch_are_those_of_each_request_alone() -> None:
@@ -89,6 +90,26 @@ class TestFailedStep:
         engine.add("c", prompt(4, 2), max_tokens=1)
         engine.run()
         assert engine.reason("c") is FinishReason.LENGTH
+
+
+class TestBrokenGrammar:
+    def test_only_its_request_ends_and_not_as_if_it_were_whole(self, caplog: pytest.LogCaptureFixture) -> None:
+        engine = Engine(blocks=64)
+        compiler = GrammarCompiler(tiny_tokenizer(), VOCABULARY, (EOS_ID,))
+        grammar = compiler.compile(Grammar("lark", 'start: "x" dead\ndead: dead'))
+        [engine.runner.forced["bad"]] = tokenizer().encode("x")
+        engine.add("bad", prompt(4), max_tokens=8, grammar=grammar)
+        engine.add("good", prompt(4, 1), max_tokens=5)
+        engine.step()
+        assert engine.reason("bad") is None
+        [engine.runner.forced["bad"]] = [EOS_ID]  # all that the mask of a broken matcher allows
+        engine.run()
+        assert engine.error("bad").code == "invalid_schema"
+        assert engine.tokens("good") == expected_tokens(prompt(4, 1), 5)
+        assert engine.runner.runs == [["bad", "good"], ["bad", "good"], ["good"], ["good"], ["good"]], "no step failed"
+        [line] = [record for record in caplog.records if record.getMessage() == "request_failed"]
+        assert (line.__dict__["request_id"], line.__dict__["code"]) == ("bad", "invalid_schema")
+        assert line.exc_info is None
 
 
 class TestInvalidNumbers:

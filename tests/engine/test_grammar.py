@@ -122,6 +122,9 @@ def test_the_end_is_allowed_only_where_the_answer_is_whole(compiler: GrammarComp
         ("lark", "nonsense"),
         ("lark", "start: missing"),
         ("lark", ""),
+        ("json_schema", '{"$ref": "#"}'),
+        ("regex", r"a[^\s\S]"),
+        ("lark", "start: start"),
         ("no such kind", "x"),
         ("regex", "x" * (MAX_SOURCE_BYTES + 1)),
         ("regex", "語" * (MAX_SOURCE_BYTES // 3 + 1)),
@@ -141,6 +144,44 @@ def test_a_bad_grammar_is_bad_again(compiler: GrammarCompiler) -> None:
     for _ in range(2):
         with pytest.raises(InvalidRequest):
             compiler.compile(Grammar("regex", "("))
+
+
+def test_an_empty_text_can_satisfy_a_grammar(compiler: GrammarCompiler) -> None:
+    assert allowed(compiler.compile(Grammar("regex", "()"))) == [EOS_ID]
+
+
+class TestBrokenMatcher:
+    """A matcher that breaks says that it has stopped, and its mask allows the end."""
+
+    def test_a_grammar_that_becomes_too_complex(self, compiler: GrammarCompiler) -> None:
+        source = "start: (A | B)+\nA: /(.*[a-m].{40}){20}/\nB: /(.*[b-z].{50}){20}/"
+        state, letters = compiler.compile(Grammar("lark", source)), random.Random(1)
+
+        def say() -> None:
+            for _ in range(300):
+                state.mask()
+                state.check()
+                state.advance(tokenizer().encode(letters.choice("abcdxyz"))[0])
+
+        with pytest.raises(InvalidRequest) as caught:
+            say()
+        assert caught.value.code == "grammar_too_complex"
+        assert "xyz" not in caught.value.message, "nothing of the answer is repeated"
+        assert state.stopped
+
+    def test_a_dead_end(self, compiler: GrammarCompiler) -> None:
+        state = compiler.compile(Grammar("lark", 'start: "x" dead\ndead: dead'))
+        state.advance(tokenizer().encode("x")[0])
+        state.check()
+        state.mask()
+        with pytest.raises(InvalidRequest) as caught:
+            state.check()
+        assert caught.value.code == "invalid_schema"
+
+    def test_a_token_that_is_not_allowed(self, compiler: GrammarCompiler) -> None:
+        state = compiler.compile(Grammar("regex", "abc"))
+        with pytest.raises(InvalidRequest):
+            state.advance(tokenizer().encode("z")[0])
 
 
 def test_requests_with_the_same_grammar_do_not_share_their_state(compiler: GrammarCompiler) -> None:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from server.api.adapter_headers import IfMatch, NamePath, digest_of, etag
 from server.api.dependencies import CallerDep, ServicesDep, UploadBody, UploadSlots
+from server.api.pins import release_replaced
 from server.api.schemas.adapters import AdapterInfo, adapter_body
 from server.api.schemas.errors import Responses, error_responses
 from server.api.uploads import receive_upload
@@ -67,6 +68,8 @@ async def put_adapter(
             if_match=expected,
             replace=replace,
         )
+    if created:
+        await release_replaced(services, caller, stored.name, stored.version)
     response.status_code = 201 if created else 200
     response.headers["ETag"] = etag(stored.digest)
     response.headers["Location"] = f"/adapters/{stored.name}@{stored.version}"

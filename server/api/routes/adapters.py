@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
+from adapters_store.errors import AdapterNotFound
 from server.api.adapter_choice import resolve
 from server.api.adapter_headers import IfMatch, NamePath, ReferencePath, digest_of, etag
 from server.api.body import JsonRoute
 from server.api.dependencies import Caller, CallerDep, ServicesDep
+from server.api.pins import release_deleted, release_replaced
 from server.api.schemas.adapters import AdapterInfo, AdapterList, RollbackRequest, VersionList, adapter_body
 from server.api.schemas.errors import JSON_ERRORS, READ_ERRORS, error_responses
 from server.api.services import Services
@@ -88,14 +90,16 @@ async def _off_loop(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
 
 @router.delete("/adapters/{name}", status_code=204, responses=error_responses(400, 403, 404, 409, 412, 422, 503, 507))
 async def delete_adapter(name: NamePath, services: ServicesDep, caller: CallerDep, if_match: IfMatch = None) -> None:
-    """Forget the name. Running requests finish on the content they began with."""
+    """Forget the name and its pin. Running requests finish on the content they began with."""
     await asyncio.to_thread(services.adapters.delete, name, caller.tenant, digest_of(if_match))
+    await release_deleted(services, caller, name)
 
 
 @router.post("/adapters/{name}/rollback", responses={**JSON_ERRORS, **error_responses(409, 507)})
 async def rollback(name: NamePath, body: RollbackRequest, services: ServicesDep, caller: CallerDep) -> AdapterInfo:
     """Make an earlier version's content current again, as a new version."""
     found = await asyncio.to_thread(services.adapters.rollback, name, body.version, caller.tenant)
+    await release_replaced(services, caller, name, found.version)
     return adapter_body(services.engine, found)
 
 
@@ -108,9 +112,14 @@ async def warm(reference: ReferencePath, services: ServicesDep, caller: CallerDe
 
 @router.post("/adapters/{reference}/pin", responses=CHANGE_ERRORS)
 async def pin(reference: ReferencePath, services: ServicesDep, caller: CallerDep) -> AdapterInfo:
-    """Bring the adapter into device memory and keep it there."""
-    await services.engine.pin(_digest(reference, services, caller))
-    return await _info(reference, services, caller)
+    """Bring this version into device memory and keep it there until it is unpinned, replaced or deleted."""
+    found = resolve(services, caller, reference, "reference")
+    await services.engine.pin(found.digest)
+    try:
+        return await _info(f"{found.name}@{found.version}", services, caller)
+    except AdapterNotFound:  # deleted, before or meanwhile; by its digest it is still found
+        await release_deleted(services, caller, found.name)
+        raise
 
 
 @router.post("/adapters/{reference}/unpin", responses=CHANGE_ERRORS)

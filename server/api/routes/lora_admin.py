@@ -11,6 +11,7 @@ from server.api.body import JsonRoute
 from server.api.dependencies import Caller, CallerDep, ServicesDep, UploadSlot
 from server.api.errors import AlreadyLoaded
 from server.api.local_source import local_adapter
+from server.api.pins import release_deleted, release_replaced
 from server.api.schemas.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from server.api.schemas.errors import JSON_ERRORS, Responses, error_responses
 from server.api.services import Services
@@ -30,24 +31,25 @@ async def load_lora_adapter(
 ) -> PlainTextResponse:
     """Store the adapter in a folder of the server. Loading the same content again is no error; other content is."""
     try:
-        stored = await asyncio.to_thread(_add, body, services, caller)
+        stored, created = await asyncio.to_thread(_add, body, services, caller)
     except AdapterConflict as error:
         text = (
             f"The lora adapter '{body.lora_name}' has already been loaded. If you want to load the adapter in place, "
             "set 'load_inplace' to True."
         )
         raise AlreadyLoaded(text, param="lora_name") from error
+    if created:
+        await release_replaced(services, caller, stored.name, stored.version)
     if body.pinned:
         await services.engine.pin(stored.digest)
     return PlainTextResponse(f"Success: LoRA adapter '{stored.name}' added successfully.")
 
 
-def _add(body: LoadAdapterRequest, services: Services, caller: Caller) -> AdapterInfo:
+def _add(body: LoadAdapterRequest, services: Services, caller: Caller) -> tuple[AdapterInfo, bool]:
     with local_adapter(body.lora_path, services.settings) as found:
-        stored, _ = services.adapters.add(
+        return services.adapters.add(
             body.lora_name, found.config, found.weights, tenant=caller.tenant, replace=body.load_inplace
         )
-    return stored
 
 
 @router.post(
@@ -64,4 +66,5 @@ async def unload_lora_adapter(
     except (AdapterNotFound, AdapterInvalid):
         text = f"The lora adapter '{body.lora_name[:128]}' cannot be found."
         raise AdapterNotFound(text, param="lora_name") from None
+    await release_deleted(services, caller, body.lora_name)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
