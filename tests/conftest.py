@@ -2,7 +2,10 @@
 
 import torch
 
+from tests.kernels.triton.interpreter import load_interpreted
+
 
 def pytest_configure() -> None:
     """One thread: a tiny model's products are far too small to share, and parallel test runs would only collide."""
     torch.set_num_threads(1)
+    load_interpreted()
