@@ -75,7 +75,9 @@ def int8_pack(weight: torch.Tensor) -> torch.Tensor:
     """An int8 weight [out, in] as `int8_linear` takes it on this machine."""
     if weight.shape[1] > int8.MAX_INPUTS:
         raise ValueError(f"{weight.shape[1]} inputs; a 32-bit sum holds {int8.MAX_INPUTS}")
-    return int8.pack(weight) if weight.is_cpu and load() == "cpu" else weight.contiguous()
+    if not (weight.is_cpu and load() == "cpu"):
+        return weight.contiguous()
+    return int8.pack(weight, torch.ops.polyrank.int8_panel())
 
 
 def int8_unpack(packed: torch.Tensor, outputs: int, inputs: int) -> torch.Tensor:

@@ -66,6 +66,8 @@ def replace_weight(
         record = records[slot]
         if int(record[Field.WEIGHT]) < 0:
             continue
+        if FACTOR_DTYPES[int(record[Field.DTYPE])] is torch.int8:
+            raise ValueError("a replacement weight of int8 would have no scales")
         product = x[rows].to(wide) @ _block(pool, record, Field.WEIGHT, (y.shape[1], x.shape[1])).to(wide).T
         if int(record[Field.WEIGHT_BIAS]) >= 0:
             product += _floats(pool, record, Field.WEIGHT_BIAS, y.shape[1])

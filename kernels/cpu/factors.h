@@ -2,8 +2,7 @@
 //
 // A pair is the unit because one full vector of a 16-bit type widens to two float vectors. All types walk a
 // row in the same pairs, so the order of a sum depends neither on the type nor on the length of the tail.
-// A narrower factor type (int8, its scale folded into `d`) needs one more `load_pair` and one more case in
-// `with_factor`.
+// int8 factors have one scale per rank row, which is folded into `d`: here they are whole numbers.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,7 +10,12 @@
 #include <ATen/cpu/vec/vec.h>
 
 #include <algorithm>
+#include <cstring>
 #include <tuple>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace polyrank {
 
@@ -52,6 +56,34 @@ inline Pair load_pair<float>(const float* p, int64_t n) {
   if (n >= STEP) return load_pair(p);
   if (n <= LANES) return {Vec::loadu(p, n), Vec(0.0f)};
   return {Vec::loadu(p), Vec::loadu(p + LANES, n - LANES)};
+}
+
+// A pair is a quarter of a full vector of this type, which at::vec can widen only whole.
+template <>
+inline Pair load_pair<int8_t>(const int8_t* p) {
+#if defined(CPU_CAPABILITY_AVX512)
+  const auto floats = [](const int8_t* from) {
+    return Vec(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))));
+  };
+  return {floats(p), floats(p + LANES)};
+#elif defined(CPU_CAPABILITY_AVX2)
+  const auto floats = [](const int8_t* from) {
+    return Vec(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)))));
+  };
+  return {floats(p), floats(p + LANES)};
+#else
+  float wide[STEP];
+  for (int64_t i = 0; i < STEP; ++i) wide[i] = p[i];
+  return load_pair(wide);
+#endif
+}
+
+template <>
+inline Pair load_pair<int8_t>(const int8_t* p, int64_t n) {
+  if (n >= STEP) return load_pair(p);
+  int8_t filled[STEP] = {};
+  std::memcpy(filled, p, n);
+  return load_pair(filled);
 }
 
 template <class T>
@@ -128,7 +160,7 @@ inline void with_float(at::ScalarType type, const char* name, const Work& work) 
   }
 }
 
-constexpr int64_t FACTOR_BYTES[] = {4, 2, 2};  // kernels.segments.FACTOR_DTYPES
+constexpr int64_t FACTOR_BYTES[] = {4, 2, 2, 1};  // kernels.segments.FACTOR_DTYPES
 
 template <class Work>
 inline void with_factor(int64_t type, const Work& work) {
@@ -136,6 +168,7 @@ inline void with_factor(int64_t type, const Work& work) {
     case 0: return work(static_cast<float*>(nullptr));
     case 1: return work(static_cast<at::BFloat16*>(nullptr));
     case 2: return work(static_cast<at::Half*>(nullptr));
+    case 3: return work(static_cast<int8_t*>(nullptr));
     default: TORCH_CHECK_VALUE(false, "factor type ", type, " is unknown");
   }
 }

@@ -12,21 +12,11 @@
 namespace polyrank {
 namespace {
 
-constexpr int PANEL = 3;      // blocks of 16 outputs whose weights lie interleaved: kernels.int8.PANEL / 16
-constexpr int TILE = 8;       // rows: 8 x 3 sums and 3 weights fill 27 of the 32 registers of AVX-512
 constexpr int64_t GRAIN_BYTES = 65536;  // of weights times tiles of rows, below which a second thread does not pay
 constexpr int AHEAD = 16;     // lines of weights fetched ahead, in units of a panel's four inputs
 
-// Constant indices: with a loop, even one unrolled by pragma, gcc keeps the sums in memory as well and copies all of
-// them at every step, at half the speed.
-template <int N, class Work>
-inline void unrolled(const Work& work) {
-  [&]<int... I>(std::integer_sequence<int, I...>) { (work(std::integral_constant<int, I>{}), ...); }
-  (std::make_integer_sequence<int, N>{});
-}
-
 struct Product {
-  const uint8_t* weights;  // [panels, depth / 4, 48, 4]
+  const uint8_t* weights;  // [panels, depth / 4, PANEL * BLOCK, 4]
   const Rows& rows;
   const float* scale;  // [out]
   const float* bias;   // [out] or null
@@ -50,23 +40,16 @@ inline void finish(const Product& product, const float* sums, Y* y, int64_t row,
   }
 }
 
-// Rows from `row` on, BLOCKS blocks from `block` on, which lie in one panel.
+// Rows from `row` on, BLOCKS blocks from `block` on, which lie in one panel; `fetch`: that panel comes into the cache.
 template <class Y, int ROWS, int BLOCKS>
-inline void tile(const Product& product, Y* y, int64_t row, int64_t block) {
+inline void tile(const Product& product, Y* y, int64_t row, int64_t block, bool fetch) {
   const int64_t depth = product.rows.depth;
   const uint8_t* w = product.weights + (block / PANEL * (depth / DEPTH) * PANEL + block % PANEL) * BLOCK_BYTES;
-  const int8_t* x = product.rows.values.get() + row * depth;
+  const Value* x = product.rows.values.get() + row * depth;
   Sums sums[ROWS][BLOCKS];
   for (int64_t i = 0; i < depth; i += DEPTH, w += PANEL * BLOCK_BYTES) {
-    Weights weights[BLOCKS];
-    unrolled<BLOCKS>([&](auto b) {
-      weights[b] = Weights(w + b * BLOCK_BYTES);
-      __builtin_prefetch(w + (AHEAD * PANEL + b) * BLOCK_BYTES, 0, 3);
-    });
-    unrolled<ROWS>([&](auto r) {
-      const Values values(x + r * depth + i);
-      unrolled<BLOCKS>([&](auto b) { sums[r][b].add(weights[b], values); });
-    });
+    if (fetch) unrolled<PANEL>([&](auto b) { __builtin_prefetch(w + (AHEAD * PANEL + b) * BLOCK_BYTES, 0, 3); });
+    add(sums, w, x + i, depth);
   }
   float found[ROWS][BLOCKS * BLOCK];
   unrolled<ROWS>([&](auto r) {
@@ -77,18 +60,15 @@ inline void tile(const Product& product, Y* y, int64_t row, int64_t block) {
   for (int r = 0; r < ROWS; ++r) finish(product, found[r], y, row + r, j, n);
 }
 
-template <class Y, int BLOCKS>
-inline void tile_of(int64_t count, const Product& product, Y* y, int64_t row, int64_t block) {
-  switch (count) {
-    case 1: return tile<Y, 1, BLOCKS>(product, y, row, block);
-    case 2: return tile<Y, 2, BLOCKS>(product, y, row, block);
-    case 3: return tile<Y, 3, BLOCKS>(product, y, row, block);
-    case 4: return tile<Y, 4, BLOCKS>(product, y, row, block);
-    case 5: return tile<Y, 5, BLOCKS>(product, y, row, block);
-    case 6: return tile<Y, 6, BLOCKS>(product, y, row, block);
-    case 7: return tile<Y, 7, BLOCKS>(product, y, row, block);
-    default: return tile<Y, TILE, BLOCKS>(product, y, row, block);
+template <class Y, int ROWS = TILE, int BLOCKS = PANEL>
+inline void tile_of(int64_t rows, int64_t blocks, const Product& product, Y* y, int64_t row, int64_t block, bool fetch) {
+  if constexpr (ROWS > 1) {
+    if (rows < ROWS) return tile_of<Y, ROWS - 1, BLOCKS>(rows, blocks, product, y, row, block, fetch);
   }
+  if constexpr (BLOCKS > 1) {
+    if (blocks < BLOCKS) return tile_of<Y, ROWS, BLOCKS - 1>(rows, blocks, product, y, row, block, fetch);
+  }
+  tile<Y, ROWS, BLOCKS>(product, y, row, block, fetch);
 }
 
 // All rows of the blocks `first` to `last`: a panel's weights (27 KB of 576 inputs) stay in the cache for all tiles of
@@ -100,11 +80,7 @@ void multiply(const Product& product, Y* y, int64_t first, int64_t last) {
     blocks = std::min(PANEL - block % PANEL, last - block);
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t row = count * i / tiles, rows = count * (i + 1) / tiles - row;
-      switch (blocks) {
-        case 1: tile_of<Y, 1>(rows, product, y, row, block); break;
-        case 2: tile_of<Y, 2>(rows, product, y, row, block); break;
-        default: tile_of<Y, PANEL>(rows, product, y, row, block);
-      }
+      tile_of(rows, blocks, product, y, row, block, i == 0);
     }
   }
 }
@@ -152,7 +128,10 @@ at::Tensor int8_linear_meta(
 
 }  // namespace
 
+int64_t int8_panel() { return PANEL * BLOCK; }
+
 TORCH_LIBRARY_FRAGMENT(polyrank, m) {
+  m.def("int8_panel() -> int", int8_panel);
   m.def("int8_linear(Tensor x, Tensor packed, Tensor scale, Tensor? bias) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(polyrank, CPU, m) { m.impl("int8_linear", int8_linear); }

@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "factors.h"
+#include "int8_dot.h"
 
 namespace polyrank {
 
@@ -23,7 +24,7 @@ constexpr int64_t QUANTIZE_GRAIN = 32768;
 
 struct Rows {
   int64_t count, depth;             // depth: inputs, rounded up to DEPTH; what is behind the last input is 0
-  std::unique_ptr<int8_t[]> values;  // [count, depth]
+  std::unique_ptr<Value[]> values;  // [count, depth]
   std::unique_ptr<float[]> scale;    // NaN: the row holds a NaN or an infinity
   std::unique_ptr<int32_t[]> sum;    // of the values
 };
@@ -52,12 +53,12 @@ inline int32_t largest_bits(const X* x, int64_t in) {
 }
 
 template <class X>
-inline void quantize_row(const X* x, int64_t in, int8_t* values, int64_t depth, float* scale, int32_t* sum) {
+inline void quantize_row(const X* x, int64_t in, Value* values, int64_t depth, float* scale, int32_t* sum) {
   const int32_t bits = largest_bits(x, in);
   if (bits >= INFINITE) {
     *scale = std::numeric_limits<float>::quiet_NaN();
     *sum = 0;
-    std::fill_n(values, depth, int8_t(0));
+    std::fill_n(values, depth, Value(0));
     return;
   }
   const float largest = std::max(std::bit_cast<float>(bits), SMALLEST_ROW);
@@ -70,20 +71,20 @@ inline void quantize_row(const X* x, int64_t in, int8_t* values, int64_t depth, 
     const Pair pair = i < in ? load_pair(x + i, in - i) : Pair{Vec(0.0f), Vec(0.0f)};
     (pair.low * inverse).round().store(rounded);  // to nearest, ties to even
     (pair.high * inverse).round().store(rounded + LANES);
-    int8_t narrow[STEP];
+    Value narrow[STEP];
     for (int64_t j = 0; j < STEP; ++j) {
       const int32_t value = static_cast<int32_t>(rounded[j]);
-      narrow[j] = static_cast<int8_t>(value);
+      narrow[j] = static_cast<Value>(value);
       total += value;
     }
-    std::memcpy(values + i, narrow, n);
+    std::memcpy(values + i, narrow, n * sizeof(Value));
   }
   *sum = total;
 }
 
 inline Rows quantize_rows(const at::Tensor& x) {
   const int64_t count = x.size(0), in = x.size(1), depth = (in + DEPTH - 1) / DEPTH * DEPTH;
-  Rows rows{count, depth, std::unique_ptr<int8_t[]>(new int8_t[count * depth]),
+  Rows rows{count, depth, std::unique_ptr<Value[]>(new Value[count * depth]),
             std::unique_ptr<float[]>(new float[count]), std::unique_ptr<int32_t[]>(new int32_t[count])};
   with_float(x.scalar_type(), "x", [&](auto* x_type) {
     using X = std::remove_pointer_t<decltype(x_type)>;

@@ -42,6 +42,7 @@ Segment read_record(Use use, const int64_t* record, int64_t in, int64_t out, con
   if (use == Use::REPLACE) {
     segment.rank = record[WEIGHT] < 0 ? 0 : out;
     segment.bias = pool.floats(record[WEIGHT_BIAS], out, "WEIGHT_BIAS");
+    TORCH_CHECK_VALUE(!segment.rank || size > 1, "a replacement weight of int8 would have no scales");
     if (segment.rank) segment.left = pool.block(record[WEIGHT], out * in * size, "WEIGHT");
     return segment;
   }

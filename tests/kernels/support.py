@@ -68,8 +68,12 @@ def lowrank_adapter(
     if rank == 0:
         return Adapter(bias=offset, dtype=dtype)
     a = torch.randn(inner, rank) if embedding else torch.randn(rank, inner) / inner**0.5
-    b = torch.randn(rank, outer) / rank**0.5
-    return Adapter(a=a.to(dtype), b=b.to(dtype), d=torch.randn(rank), bias=offset, dtype=dtype)
+    b, d = torch.randn(rank, outer) / rank**0.5, torch.randn(rank)
+    if dtype is torch.int8:
+        rank_axis = 1 if embedding else 0
+        scale_a, scale_b = (f.abs().amax(1 - axis, keepdim=True) / 127 for f, axis in ((a, rank_axis), (b, 0)))
+        a, b, d = (a / scale_a).round(), (b / scale_b).round(), d * scale_a.flatten() * scale_b.flatten()
+    return Adapter(a=a.to(dtype), b=b.to(dtype), d=d, bias=offset, dtype=dtype)
 
 
 def replacement(inner: int, outer: int, dtype: torch.dtype, *, bias: bool = False) -> Adapter:

@@ -106,11 +106,11 @@ def test_bits_of_a_row_do_not_depend_on_batch_mates_or_threads(rows: int, thread
     assert torch.equal(dispatch.int8_linear(x.flip(0), packed, scale, bias).flip(0), whole)
 
 
-@given(st.integers(1, 120), st.integers(1, 120))
+@given(st.integers(1, 120), st.integers(1, 120), st.sampled_from([16, 48]))
 @settings(max_examples=40, deadline=None)
-def test_unpack_undoes_pack(outer: int, inner: int) -> None:
+def test_unpack_undoes_pack(outer: int, inner: int, panel: int) -> None:
     weight = torch.randint(-128, 128, (outer, inner), dtype=torch.int8)
-    assert torch.equal(int8.unpack(int8.pack(weight), outer, inner), weight)
+    assert torch.equal(int8.unpack(int8.pack(weight, panel), outer, inner), weight)
 
 
 def test_strided_and_empty_rows() -> None:

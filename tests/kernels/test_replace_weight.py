@@ -1,11 +1,13 @@
 """C++ `replace_weight` against the reference."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from kernels import dispatch, reference
 from kernels.segments import FACTOR_DTYPES
-from tests.kernels.support import Group, close, lowrank_adapter, pack, replacement, segments_of, swapped
+from tests.kernels.support import Adapter, Group, close, lowrank_adapter, pack, replacement, segments_of, swapped
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -13,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("native")
 GROUPS = [Group(0, [0, 1], [0.5, 1.0]), Group(1, [0, *range(2, 9)], [0.25] + [1.0] * 7), Group(2, [4, 10])]
 
 
-@pytest.mark.parametrize("factor", FACTOR_DTYPES, ids=str)
+@pytest.mark.parametrize("factor", [dtype for dtype in FACTOR_DTYPES if dtype.is_floating_point], ids=str)
 @pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 5e-7), (torch.bfloat16, 5e-7)], ids=str)
 @pytest.mark.parametrize(("inner", "outer"), [(576, 431), (123, 1000), (17, 1), (1, 17)])
 def test_matches_reference(dtype: torch.dtype, unit: float, factor: torch.dtype, inner: int, outer: int) -> None:
@@ -41,6 +43,13 @@ def test_weight_of_one_leaves_nothing_of_the_base_product() -> None:
     small = dispatch.replace_weight(torch.zeros(1, 123), x, pool, records, segments)
     for base in (1e9, torch.inf, torch.nan):
         assert torch.equal(dispatch.replace_weight(torch.full((1, 123), base), x, pool, records, segments), small)
+
+
+@pytest.mark.parametrize("replace", [dispatch.replace_weight, reference.replace_weight])
+def test_an_int8_weight_is_refused(replace: Callable[..., torch.Tensor]) -> None:
+    weight = Adapter(weight=torch.ones(17, 5, dtype=torch.int8), dtype=torch.int8)
+    with pytest.raises(ValueError, match="no scales"):
+        replace(torch.zeros(1, 17), torch.zeros(1, 5), *pack([weight]), segments_of(Group(0, [0])))
 
 
 def test_bits_of_a_row_depend_on_neither_batch_mates_nor_threads(threads: None) -> None:
