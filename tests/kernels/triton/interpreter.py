@@ -1,6 +1,7 @@
 """Triton's interpreter, which runs a kernel on CPU tensors: the setting counts while triton is imported."""
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -53,14 +54,21 @@ def _teach_bfloat16() -> None:
         left, right = (
             _values(side.data) if side.dtype.scalar == tl.bfloat16 else side.data.astype(np.float32) for side in (a, b)
         )
-        return handle(left @ right + d.data, d.dtype.scalar)
+        product = (left[:, None, :] @ right)[:, 0]  # each row by itself, as on a GPU: BLAS blocks rows together
+        return handle(product + d.data, d.dtype.scalar)
 
     builder.cast_impl, builder.create_dot = cast_impl, create_dot
 
 
 def _patch_once() -> None:
-    """Let the interpreter's `triton.language` stay in place: putting it back for every helper takes half the time."""
+    """Let the interpreter's `triton.language` stay in place, and do without its checks of every index for overflow.
+
+    Those two take most of the time; no index of a test comes near 2**31.
+    """
     from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)
 
     patch, done = interpreter._patch_lang, set[int]()
     nothing = interpreter._LangPatchScope()
