@@ -102,9 +102,7 @@ def _shrink(
         rows = tl.load(x + x_row[:, None] + k[None, :], mask=live[:, None] & within, other=0.0)
         factor = tl.load(a + r[:, None] * inner + k[None, :], mask=(r < rank)[:, None] & within, other=0.0)
         if rows.dtype != tl.float32 and (factor.dtype == rows.dtype or factor.dtype == tl.int8):
-            if factor.dtype == tl.int8:
-                factor = factor.to(tl.float32).to(rows.dtype)
-            h = tl.dot(rows, tl.trans(factor), h)
+            h = tl.dot(rows, tl.trans(factor.to(rows.dtype)), h)
         else:
             h = tl.dot(rows.to(tl.float32), tl.trans(factor.to(tl.float32)), h, input_precision="ieee")
     return h
@@ -159,9 +157,7 @@ def _expand(
     if HALF and factor.dtype != tl.float32:
         high = h.to(tl.bfloat16)
         low = (h - high.to(tl.float32)).to(tl.bfloat16)
-        factor_high = factor
-        if factor.dtype != tl.bfloat16:
-            factor_high = factor.to(tl.float32).to(tl.bfloat16)
+        factor_high = factor.to(tl.bfloat16)
         if factor.dtype == tl.float16:
             factor_low = (factor.to(tl.float32) - factor_high.to(tl.float32)).to(tl.bfloat16)
             delta = tl.dot(high, factor_low, delta)

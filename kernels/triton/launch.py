@@ -46,9 +46,9 @@ class Launch:
 # has some 100 programs for q, k and v together. float32 products run on the ordinary units, out of registers: smaller
 # tiles.
 SHRINK = {
-    (True, Width.NARROW): Launch(block=128, block_r=32, parts=1, warps=4, stages=3),
-    (True, Width.MEDIUM): Launch(block=128, block_r=32, parts=4, warps=4, stages=3),
-    (True, Width.WIDE): Launch(block=128, block_r=32, parts=8, warps=4, stages=3),
+    (True, Width.NARROW): Launch(block=64, block_r=32, parts=1, warps=4, stages=4),
+    (True, Width.MEDIUM): Launch(block=64, block_r=32, parts=4, warps=4, stages=4),
+    (True, Width.WIDE): Launch(block=64, block_r=32, parts=8, warps=4, stages=4),
     (False, Width.NARROW): Launch(block=32, block_r=32, parts=1, warps=4, stages=2),
     (False, Width.MEDIUM): Launch(block=32, block_r=32, parts=4, warps=4, stages=2),
     (False, Width.WIDE): Launch(block=32, block_r=32, parts=8, warps=4, stages=2),

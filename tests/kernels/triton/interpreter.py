@@ -42,13 +42,11 @@ def _teach_bfloat16() -> None:
     cast = builder.cast_impl
 
     def cast_impl(self: Any, source: Any, target: Any) -> Any:
-        types = source.dtype.scalar, target.scalar
-        if types == (tl.bfloat16, tl.float32):
-            return handle(_values(source.data), tl.float32)
-        if types == (tl.float32, tl.bfloat16):
-            return handle(_bits(source.data), tl.bfloat16)
-        assert tl.bfloat16 not in types or types[0] == types[1], types  # the interpreter would cast the bits
-        return cast(self, source, target)
+        if tl.bfloat16 not in (source.dtype.scalar, target.scalar) or source.dtype.scalar == target.scalar:
+            return cast(self, source, target)
+        if source.dtype.scalar == tl.bfloat16:
+            return cast(self, handle(_values(source.data), tl.float32), target)
+        return handle(_bits(source.data.astype(np.float32)), tl.bfloat16)
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
         left, right = (
