@@ -95,18 +95,6 @@ def gates(gates: torch.Tensor, records: torch.Tensor) -> None:
         )
 
 
-def indices(segments: Segments, rows: int, slots: int) -> None:
-    """Tokens, slots and starts of a step, wherever they lie."""
-    if segments.start.shape != (len(segments) + 1,) or segments.token.shape != segments.weight.shape:
-        raise ValueError(
-            f"segments: {len(segments)} slots, {len(segments.start)} starts, {len(segments.token)} tokens, "
-            f"{len(segments.weight)} weights do not fit"
-        )
-    _inside("slot", segments.slot, slots)
-    _inside("token", segments.token, rows)
-    _inside("segment start", segments.start, len(segments.token) + 1)
-
-
 def _step(y: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments | None) -> None:
     _floating("y", y)
     if pool.dtype != torch.uint8 or pool.dim() != 1:
@@ -115,7 +103,14 @@ def _step(y: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: 
         raise ValueError(f"records: int64 [slots, {RECORD_FIELDS}] expected, got {records.dtype} {list(records.shape)}")
     if segments is None:
         return
-    indices(segments, len(y), len(records))
+    if segments.start.shape != (len(segments) + 1,) or segments.token.shape != segments.weight.shape:
+        raise ValueError(
+            f"segments: {len(segments)} slots, {len(segments.start)} starts, {len(segments.token)} tokens, "
+            f"{len(segments.weight)} weights do not fit"
+        )
+    _inside("slot", segments.slot, len(records))
+    _inside("token", segments.token, len(y))
+    _inside("segment start", segments.start, len(segments.token) + 1)
     rank = records[segments.slot.long(), Field.RANK]
     if rank.numel() and int(rank.min()) < 0:
         raise ValueError(f"rank {int(rank.min())} is negative")

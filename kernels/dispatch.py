@@ -1,8 +1,8 @@
-"""The one door to the kernels: C++ on a CPU where it can be built, Triton on a GPU where it is installed, else reference.
+"""The one door to the kernels: C++ on a CPU where it can be built, Triton on a GPU, else the reference.
 
 The C++ kernels check shapes, types and indices themselves, in under a microsecond; what goes to the reference is
 checked by `kernels.checks`. Either way a mistake is a ValueError that names the numbers, before anything is written.
-On a GPU the numbers in a step's tensors are checked in host memory, by `place`: looking at them later would wait for it.
+On a GPU only shapes and types are checked: looking at a step's numbers would wait for the device.
 """
 
 from collections.abc import Sequence
@@ -35,21 +35,25 @@ def load(device: str | torch.device = "cpu") -> str:
     return "cpu" if _cpu_loaded else "reference"
 
 
-def place(segments: Segments, device: str | torch.device, rows: int, slots: int) -> Segments:
+def place(segments: Segments, device: str | torch.device) -> Segments:
     """A step's segments, given in host memory, on the device, with what its kernels need beside them.
 
-    On a GPU this copies without waiting. Raises ValueError if a token is not below `rows` or a slot not below `slots`.
+    On a GPU this copies without waiting; what it is given must fit the rows and slots of the step, for no kernel looks.
     """
     if torch.device(device).type == "cpu":
         return segments
-    checks.indices(segments, rows, slots)
     chunks = None
     if torch.device(device).type == "cuda" and _has_triton():
         from kernels.triton.chunks import chunks_of
 
         chunks = chunks_of(segments, device)
-    parts = (segments.slot, segments.start, segments.token, segments.weight)
-    return Segments(*(part.to(device, non_blocking=True) for part in parts), chunks=chunks)
+    return Segments(
+        slot=segments.slot.to(device, non_blocking=True),
+        start=segments.start.to(device, non_blocking=True),
+        token=segments.token.to(device, non_blocking=True),
+        weight=segments.weight.to(device, non_blocking=True),
+        chunks=chunks,
+    )
 
 
 def lowrank(
@@ -75,7 +79,7 @@ def lowrank_group(
     records_list: Sequence[torch.Tensor],
     segments: Segments,
 ) -> None:
-    """`lowrank` of up to 3 modules that read the same x (q, k, v; gate, up): on a GPU in one or two launches for all."""
+    """`lowrank` of up to 3 modules that read the same x (q, k, v; gate, up): on a GPU one or two launches for all."""
     if len(ys) != len(records_list) or not 1 <= len(ys) <= 3:
         raise ValueError(f"{len(ys)} outputs and {len(records_list)} tables of records; 1 to 3 of both expected")
     alike = len({(y.dtype, records.stride()) for y, records in zip(ys, records_list, strict=True)}) == 1

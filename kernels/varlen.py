@@ -8,7 +8,7 @@ MAX_DIM = 256  # of a head, and a multiple of 8
 
 
 def takes(query: torch.Tensor, key_pool: torch.Tensor, softcap: float) -> bool:
-    """Half types only, no softcap; small pages only if FlashAttention 3 or 4 is active (`activate_flash_attention_impl`)."""
+    """Half types only, no softcap; small pages only where FlashAttention 3 or 4 has been activated."""
     if softcap > 0 or query.dtype not in (torch.float16, torch.bfloat16) or key_pool.dtype != query.dtype:
         return False
     if query.shape[2] % 8 or query.shape[2] > MAX_DIM:

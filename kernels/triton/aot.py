@@ -22,7 +22,12 @@ from kernels.triton import launch
 from kernels.triton.launch import Width
 
 RESOURCES = Path(__file__).with_name("RESOURCES.md")
-TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cuda", 100, 32), "gfx942": ("hip", "gfx942", 64)}
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}  # bytes per block
 FACTORS = {"float32": 1, "bfloat16": 2, "int8": 8, "all": 15}
 POINTERS = {
@@ -61,34 +66,36 @@ class Resources:
 
 
 def variants(quick: bool = False) -> Iterator[Variant]:
-    """Every row of the launch table, with the factor types that its activations usually meet, and with all of them."""
+    """Every row of the launch table with the factor types that its activations usually meet; some with all of them.
+
+    `quick`: one row of each kernel.
+    """
+    columns = {"A_COLUMN": int(Field.A), "RANK_COLUMN": int(Field.RANK), "DTYPE_COLUMN": int(Field.DTYPE)}
     for (half, width), row in launch.SHRINK.items():
         sizes = {"GROUP": 3, "PARTS": row.parts, "BLOCK_R": row.block_r, "BLOCK_K": row.block}
-        columns = {"A_COLUMN": int(Field.A), "RANK_COLUMN": int(Field.RANK), "DTYPE_COLUMN": int(Field.DTYPE)}
-        if not quick or width is Width.MEDIUM:
-            yield from _with_types("lora_shrink", str(width), half, {**sizes, **columns}, row.options, quick)
+        yield from _with_types("lora_shrink", width, half, {**sizes, **columns}, row.options, quick)
     for (half, width), row in launch.EXPAND.items():
-        for fused in (False, True):
-            inner = launch.SHRINK[half, Width.NARROW]
-            sizes = {"GROUP": 3, "PARTS": inner.parts if fused else 4, "FUSED": fused}
-            blocks = {"BLOCK_R": row.block_r, "BLOCK_K": inner.block, "BLOCK_N": row.block}
-            name = "lora_expand, fused" if fused else "lora_expand"
-            if not quick or width is Width.MEDIUM:
-                yield from _with_types(name, str(width), half, {**sizes, **blocks}, row.options, quick)
-    options = {**launch.OPTIONS, "num_stages": 2}
-    size = launch.DEFAULT_WIDTH
+        blocks = {"GROUP": 3, "BLOCK_R": row.block_r, "BLOCK_N": row.block}
+        for name, inner in (("lora_expand", Width.MEDIUM), ("lora_expand, fused", Width.NARROW)):
+            shrink = launch.SHRINK[half, inner]
+            parts = {"PARTS": shrink.parts, "BLOCK_K": shrink.block, "FUSED": name.endswith("fused")}
+            yield from _with_types(name, width, half, {**blocks, **parts}, row.options, quick)
+    options, size = {**launch.OPTIONS, "num_stages": 2}, launch.DEFAULT_WIDTH
     yield Variant("lora_gate", f"width {size}", "float32", "float32", {"PARTS": 4, "WIDTH": size}, options)
     yield Variant("lora_gather", f"width {size}", "float32", "all", {"WIDTH": size}, options)
 
 
 def _with_types(
-    kernel: str, row: str, half: bool, constants: dict[str, Any], options: dict[str, Any], quick: bool
+    kernel: str, width: Width, half: bool, constants: dict[str, Any], options: dict[str, Any], quick: bool
 ) -> Iterator[Variant]:
-    usual = ("bfloat16", "int8") if half else ("float32",)
-    mixed = () if quick or kernel.endswith("fused") else ("all",)  # fused with all types: minutes for AMD, tested there
-    for factors in usual + mixed:
+    types = ["bfloat16", "int8"] if half else ["float32"]
+    if width is Width.MEDIUM and not kernel.endswith("fused"):
+        types.append("all")  # what runs where nobody set `Limits.factors`; fused it would take minutes for AMD
+    if quick:
+        types = ["int8" if kernel.endswith("fused") else "bfloat16"] if half and width is Width.MEDIUM else []
+    for factors in types:
         activations = "bfloat16" if half else "float32"
-        yield Variant(kernel, row, activations, factors, {**constants, "FACTORS": FACTORS[factors]}, options)
+        yield Variant(kernel, str(width), activations, factors, {**constants, "FACTORS": FACTORS[factors]}, options)
 
 
 def compile_variant(variant: Variant, target: str) -> Resources:
@@ -150,10 +157,10 @@ def table(rows: list[Resources]) -> str:
     lines = [
         "# What the Triton kernels take",
         "",
-        f"Written by `python -m kernels.triton.aot --write` with triton {triton.__version__}. Compiled ahead of time, never",
-        "run on a GPU. Registers per thread (gfx942: vector registers), shared memory in bytes per block, spills in bytes",
-        "(gfx942: vector registers and bytes of scratch). Rows are those of `launch.py`; `factors` are the types that the",
-        "kernel was compiled for.",
+        f"Written by `python -m kernels.triton.aot --write` with triton {triton.__version__}. Compiled ahead of time,",
+        "never run on a GPU. Registers per thread (gfx942: vector registers), shared memory in bytes per block, spills",
+        "in bytes (gfx942: vector registers and bytes of scratch). Rows are those of `launch.py`; `factors` the types",
+        "that the kernel was compiled for.",
         "",
         "| kernel | row | x, y | factors | target | registers | shared | spills |",
         "|---|---|---|---|---|---|---|---|",

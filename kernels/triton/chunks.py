@@ -92,7 +92,7 @@ def _compositions(entries: np.ndarray, token: np.ndarray, slot: np.ndarray) -> l
 
 def _views(buffer: torch.Tensor, chunks: int) -> Chunks:
     entries = (len(buffer) - chunks * _COLUMNS) // 3
-    table, slot, token, weight = buffer.split([chunks * _COLUMNS, entries, entries, entries])
+    table, slot, token, weight = torch.split(buffer, [chunks * _COLUMNS, entries, entries, entries])
     return Chunks(table.view(chunks, _COLUMNS), slot, token, weight.view(torch.float32))
 
 

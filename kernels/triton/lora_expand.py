@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.triton.factors import A, B, BIAS, D, DTYPE, RANK, ROWS, block, expand_block, pick, shrink_part
+from kernels.triton.factors import BIAS, DTYPE, RANK, ROWS, A, B, D, block, expand_block, pick, shrink_part
 
 
 @triton.jit

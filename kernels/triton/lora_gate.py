@@ -27,7 +27,7 @@ def lora_gate(
 ) -> None:
     """`h[0, e] = gate * (sum of h's parts)`, the gate from the parts of `router x`; 1 where the slot has no gate.
 
-    h, scores: float32 [PARTS, entries, width] of `lora_shrink`; WIDTH: the power of two not below width. Grid (entries).
+    h, scores: float32 [PARTS, entries, width] of `lora_shrink`; WIDTH: a power of two, at least width. Grid (entries).
     A rank's place among the scores is counted, not sorted: how many are larger, or equal and before it. So ties go to
     the lower index, in every batch.
     """

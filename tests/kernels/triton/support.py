@@ -1,7 +1,6 @@
 """Steps for the kernels' tests, small because the interpreter takes milliseconds per program."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -53,10 +52,11 @@ def run(
 
 def on(segments: Segments) -> Segments:
     """Segments where the reference wants them."""
-    parts = on_device(segments.slot, segments.start, segments.token, segments.weight)
-    return replace(segments, **dict(zip(("slot", "start", "token", "weight"), parts, strict=True)))
+    return Segments(*on_device(segments.slot, segments.start, segments.token, segments.weight))
 
 
 def alone(row: int, groups: Sequence[Group]) -> Segments:
     """The same row in a step of its own, as row 0."""
-    return segments_of(*(Group(g.slot, [0], [weight]) for g in groups for other, weight in g.weighted() if other == row))
+    return segments_of(
+        *(Group(g.slot, [0], [weight]) for g in groups for other, weight in g.weighted() if other == row)
+    )
