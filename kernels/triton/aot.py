@@ -78,8 +78,9 @@ def variants(quick: bool = False) -> Iterator[Variant]:
         blocks = {"GROUP": 3, "BLOCK_R": row.block_r, "BLOCK_N": row.block}
         for name, inner in (("lora_expand", Width.MEDIUM), ("lora_expand, fused", Width.NARROW)):
             shrink = launch.SHRINK[half, inner]
-            parts = {"PARTS": shrink.parts, "BLOCK_K": shrink.block, "FUSED": name.endswith("fused")}
-            yield from _with_types(name, width, half, {**blocks, **parts}, row.options, quick)
+            fused = name.endswith("fused")
+            parts = {"PARTS": shrink.parts, "BLOCK_K": shrink.block, "FUSED": fused}
+            yield from _with_types(name, width, half, {**blocks, **parts}, launch.expand_options(row, fused), quick)
     options, size = {**launch.OPTIONS, "num_stages": 2}, launch.DEFAULT_WIDTH
     yield Variant("lora_gate", f"width {size}", "float32", "float32", {"PARTS": 4, "WIDTH": size}, options)
     yield Variant("lora_gather", f"width {size}", "float32", "all", {"WIDTH": size}, options)

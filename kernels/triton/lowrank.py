@@ -185,7 +185,7 @@ def _expand(
         BLOCK_R=row.block_r,
         BLOCK_K=launch.shrink_launch(x.dtype, x.shape[1]).block,
         BLOCK_N=row.block,
-        **row.options,
+        **launch.expand_options(row, fuse),
     )
     for y, target in zip(ys, targets, strict=True):
         if target is not y:

@@ -52,7 +52,8 @@ def run(
 
 def on(segments: Segments) -> Segments:
     """Segments where the reference wants them."""
-    return Segments(*on_device(segments.slot, segments.start, segments.token, segments.weight))
+    slot, start, token, weight = on_device(segments.slot, segments.start, segments.token, segments.weight)
+    return Segments(slot, start, token, weight)
 
 
 def alone(row: int, groups: Sequence[Group]) -> Segments:
