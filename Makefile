@@ -45,6 +45,10 @@ deep: $(STAMP) ## The long forms of the fuzz, soak and property tests
 bench: $(STAMP) ## Measure throughput and latency on this machine
 	$(BIN)/python -m tests.bench $(ARGS)
 
+.PHONY: roofline
+roofline: $(STAMP) ## Bytes and FLOPs of a decode step on GPU data sheets: computed, not measured
+	$(BIN)/python -m tests.bench.roofline $(ARGS)
+
 .PHONY: lock
 lock: $(STAMP) ## Write constraints.txt anew from what is installed
 	@{ sed '/^[^#]/,$$d' constraints.txt; \

@@ -2,11 +2,13 @@
 
 import torch
 
-from kernels.segments import FACTOR_DTYPES, RECORD_FIELDS, Field, Segments
+from kernels.segments import FACTOR_DTYPES, GATE_FIELDS, RECORD_FIELDS, Field, Segments
 
 
-def product(y: torch.Tensor, x: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments) -> None:
-    """Arguments of `lowrank` and `replace_weight`."""
+def product(
+    y: torch.Tensor, x: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments | None
+) -> None:
+    """Arguments of `lowrank` and `replace_weight`; without segments only what is known without waiting for a GPU."""
     if y.dim() != 2 or x.dim() != 2 or y.shape[0] != x.shape[0]:
         raise ValueError(f"y [T, out] and x [T, in] expected, got {list(y.shape)} and {list(x.shape)}")
     _floating("x", x)
@@ -14,9 +16,9 @@ def product(y: torch.Tensor, x: torch.Tensor, pool: torch.Tensor, records: torch
 
 
 def embedding(
-    y: torch.Tensor, ids: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments
+    y: torch.Tensor, ids: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments | None
 ) -> None:
-    """Arguments of `lowrank_embedding`."""
+    """Arguments of `lowrank_embedding`; segments as for `product`."""
     if y.dim() != 2 or ids.dim() != 1 or y.shape[0] != ids.shape[0] or ids.dtype != torch.int64:
         raise ValueError(
             f"y [T, dim] and int64 ids [T] expected, got {list(y.shape)} and {ids.dtype} {list(ids.shape)}"
@@ -97,12 +99,22 @@ def attention(
         _inside(f"page of request {request}", block_table[request, first : -(-length // page_size)], len(key_pool))
 
 
-def _step(y: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments) -> None:
+def gates(gates: torch.Tensor, records: torch.Tensor) -> None:
+    """The table of gates beside the records of `gated_lowrank`."""
+    if gates.dtype != torch.int64 or gates.shape != (len(records), GATE_FIELDS):
+        raise ValueError(
+            f"gates: int64 [{len(records)}, {GATE_FIELDS}] expected, got {gates.dtype} {list(gates.shape)}"
+        )
+
+
+def _step(y: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments | None) -> None:
     _floating("y", y)
     if pool.dtype != torch.uint8 or pool.dim() != 1:
         raise ValueError(f"pool: uint8 [bytes] expected, got {pool.dtype} {list(pool.shape)}")
     if records.dtype != torch.int64 or records.dim() != 2 or records.shape[1] != RECORD_FIELDS:
         raise ValueError(f"records: int64 [slots, {RECORD_FIELDS}] expected, got {records.dtype} {list(records.shape)}")
+    if segments is None:
+        return
     if segments.start.shape != (len(segments) + 1,) or segments.token.shape != segments.weight.shape:
         raise ValueError(
             f"segments: {len(segments)} slots, {len(segments.start)} starts, {len(segments.token)} tokens, "

@@ -1,16 +1,21 @@
-"""The one door to the kernels: the C++ kernels on CPU where they can be built, else the reference.
+"""The one door to the kernels: C++ on a CPU where it can be built, Triton on a GPU, else the reference.
 
 The C++ kernels check shapes, types and indices themselves, in under a microsecond; what goes to the reference is
 checked by `kernels.checks`. Either way a mistake is a ValueError that names the numbers, before anything is written.
+On a GPU only shapes and types are checked: looking at a step's numbers would wait for the device.
 """
+
+from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 
-from kernels import checks, int8, reference
+from kernels import checks, int8, reference, varlen
 from kernels.segments import Segments
 
-_CPU_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _cpu_loaded: bool | None = None  # None: not tried yet
+_gpu_found: bool | None = None  # whether there is triton
 
 
 def load(device: str | torch.device = "cpu") -> str:
@@ -18,6 +23,8 @@ def load(device: str | torch.device = "cpu") -> str:
 
     Building takes about 30 s, once per machine. Call this before `torch.compile` traces a call.
     """
+    if torch.device(device).type == "cuda":
+        return "triton" if _has_triton() else "reference"
     if torch.device(device).type != "cpu":
         return "reference"
     global _cpu_loaded
@@ -28,17 +35,85 @@ def load(device: str | torch.device = "cpu") -> str:
     return "cpu" if _cpu_loaded else "reference"
 
 
+def place(segments: Segments, device: str | torch.device) -> Segments:
+    """A step's segments, given in host memory, on the device, with what its kernels need beside them.
+
+    On a GPU this copies without waiting; what it is given must fit the rows and slots of the step, for no kernel looks.
+    """
+    if torch.device(device).type == "cpu":
+        return segments
+    chunks = None
+    if torch.device(device).type == "cuda" and _has_triton():
+        from kernels.triton.chunks import chunks_of
+
+        chunks = chunks_of(segments, device)
+    return Segments(
+        slot=segments.slot.to(device, non_blocking=True),
+        start=segments.start.to(device, non_blocking=True),
+        token=segments.token.to(device, non_blocking=True),
+        weight=segments.weight.to(device, non_blocking=True),
+        chunks=chunks,
+    )
+
+
 def lowrank(
     y: torch.Tensor, x: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments
 ) -> torch.Tensor:
     """`reference.lowrank`."""
     if not len(segments):
         return y
-    if _on_cpu(y) and x.dtype in _CPU_TYPES:
+    if _on_cpu(y) and x.dtype in _TYPES:
         torch.ops.polyrank.lowrank_(y, x, pool, records, segments.slot, segments.start, segments.token, segments.weight)
+        return y
+    if segments.chunks is not None and _on_gpu(y, x):
+        lowrank_group([y], x, pool, [records], segments)
         return y
     checks.product(y, x, pool, records, segments)
     return reference.lowrank(y, x, pool, records, segments)
+
+
+def lowrank_group(
+    ys: Sequence[torch.Tensor],
+    x: torch.Tensor,
+    pool: torch.Tensor,
+    records_list: Sequence[torch.Tensor],
+    segments: Segments,
+) -> None:
+    """`lowrank` of up to 3 modules that read the same x (q, k, v; gate, up): on a GPU one or two launches for all."""
+    if len(ys) != len(records_list) or not 1 <= len(ys) <= 3:
+        raise ValueError(f"{len(ys)} outputs and {len(records_list)} tables of records; 1 to 3 of both expected")
+    alike = len({(y.dtype, records.stride()) for y, records in zip(ys, records_list, strict=True)}) == 1
+    if segments.chunks is None or not _on_gpu(ys[0], x) or not alike:
+        for y, records in zip(ys, records_list, strict=True):
+            lowrank(y, x, pool, records, segments)
+        return
+    from kernels.triton import lowrank as gpu
+
+    for y, records in zip(ys, records_list, strict=True):
+        checks.product(y, x, pool, records, None)
+    gpu.lowrank_group(ys, x, pool, records_list, segments.chunks)
+
+
+def gated_lowrank(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    pool: torch.Tensor,
+    records: torch.Tensor,
+    gates: torch.Tensor,
+    segments: Segments,
+) -> torch.Tensor:
+    """`reference.gated_lowrank`."""
+    if not len(segments):
+        return y
+    checks.gates(gates, records)
+    if segments.chunks is not None and _on_gpu(y, x):
+        from kernels.triton import lowrank as gpu
+
+        checks.product(y, x, pool, records, None)
+        gpu.gated_lowrank(y, x, pool, records, gates, segments.chunks)
+        return y
+    checks.product(y, x, pool, records, segments)
+    return reference.gated_lowrank(y, x, pool, records, gates, segments)
 
 
 def lowrank_embedding(
@@ -52,6 +127,12 @@ def lowrank_embedding(
             y, ids, pool, records, segments.slot, segments.start, segments.token, segments.weight
         )
         return y
+    if segments.chunks is not None and _on_gpu(y, y):
+        from kernels.triton import lowrank as gpu
+
+        checks.embedding(y, ids, pool, records, None)
+        gpu.lowrank_embedding(y, ids, pool, records, segments.chunks)
+        return y
     checks.embedding(y, ids, pool, records, segments)
     return reference.lowrank_embedding(y, ids, pool, records, segments)
 
@@ -62,7 +143,7 @@ def replace_weight(
     """`reference.replace_weight`."""
     if not len(segments):
         return y
-    if _on_cpu(y) and x.dtype in _CPU_TYPES:
+    if _on_cpu(y) and x.dtype in _TYPES:
         torch.ops.polyrank.replace_weight_(
             y, x, pool, records, segments.slot, segments.start, segments.token, segments.weight
         )
@@ -109,7 +190,7 @@ def write_kv(
     key: torch.Tensor, value: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, slots: torch.Tensor
 ) -> None:
     """`reference.write_kv`."""
-    if _on_cpu(key) and key_pool.dtype in _CPU_TYPES:
+    if _on_cpu(key) and key_pool.dtype in _TYPES:
         torch.ops.polyrank.write_kv(key, value, key_pool, value_pool, slots)
         return
     checks.pages(key, value, key_pool, value_pool, slots)
@@ -128,11 +209,13 @@ def paged_attention(
     softcap: float = 0.0,
 ) -> torch.Tensor:
     """`reference.paged_attention`."""
-    if _on_cpu(query) and key_pool.dtype in _CPU_TYPES:
+    if _on_cpu(query) and key_pool.dtype in _TYPES:
         out: torch.Tensor = torch.ops.polyrank.paged_attention(
             query, key_pool, value_pool, query_start, kv_length, block_table, scale, window, softcap
         )
         return out
+    if query.is_cuda and varlen.takes(query, key_pool, softcap):
+        return varlen.attention(query, key_pool, value_pool, query_start, kv_length, block_table, scale, window)
     checks.attention(query, key_pool, value_pool, query_start, kv_length, block_table, window)
     return reference.paged_attention(
         query, key_pool, value_pool, query_start, kv_length, block_table, scale, window, softcap
@@ -140,6 +223,17 @@ def paged_attention(
 
 
 def _on_cpu(tensor: torch.Tensor) -> bool:
-    if not (tensor.is_cpu and tensor.dtype in _CPU_TYPES):
+    if not (tensor.is_cpu and tensor.dtype in _TYPES):
         return False
     return load() == "cpu" if _cpu_loaded is None else _cpu_loaded
+
+
+def _on_gpu(y: torch.Tensor, x: torch.Tensor) -> bool:
+    return y.is_cuda and y.dtype in _TYPES and x.dtype in _TYPES and _has_triton()
+
+
+def _has_triton() -> bool:
+    global _gpu_found
+    if _gpu_found is None:
+        _gpu_found = find_spec("triton") is not None
+    return _gpu_found

@@ -5,7 +5,7 @@ Sums run in float32 (float64 for float64 input) and are rounded once to the type
 
 import torch
 
-from kernels.segments import FACTOR_DTYPES, Field, Segments
+from kernels.segments import FACTOR_DTYPES, Field, GateField, Segments
 
 SMALLEST_ROW = 1e-30  # of `int8_rows`; far below any activation, far above where 127 / x overflows
 
@@ -28,6 +28,51 @@ def lowrank(
             h = x[rows].to(wide) @ _block(pool, record, Field.A, (rank, x.shape[1])).to(wide).T
         _add(total, rows, weight, h, pool, record)
     return y.copy_(total)
+
+
+def gated_lowrank(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    pool: torch.Tensor,
+    records: torch.Tensor,
+    gates: torch.Tensor,
+    segments: Segments,
+) -> torch.Tensor:
+    """Add gated low-rank deltas in place: `y[t] += w * (B (d * g * (A x[t])) + bias)`, g = `lora_gate` of the row.
+
+    As `lowrank`; gates: int64 [slots, GATE_FIELDS]. A slot without a gate (ROWS 0) has g = 1.
+    """
+    wide = _wide(y)
+    total = y.to(wide, copy=True)
+    for slot, rows, weight in _segments(segments):
+        record, gate = records[slot], gates[slot]
+        h = None
+        if rank := int(record[Field.RANK]):
+            h = x[rows].to(wide) @ _block(pool, record, Field.A, (rank, x.shape[1])).to(wide).T
+            if int(gate[GateField.ROWS]):
+                h = h * lora_gate(x[rows], pool, gate)
+        _add(total, rows, weight, h, pool, record)
+    return y.copy_(total)
+
+
+def lora_gate(x: torch.Tensor, pool: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """Factors of each rank, [T, r]: k times a rank's share of the k largest scores, 0 for the other ranks.
+
+    x: [T, in]; gate: int64 [GATE_FIELDS]. Scores are `sigmoid(router x) + bias`, in float32; r / ROWS ranks share a row
+    of the router. Equal scores: the lower rank goes first. The scale alpha / k is folded into `d`.
+    Source: SMoRA (arXiv 2501.15103), as its authors' code computes it: the biased score is also the gate's value.
+    """
+    wide = _wide(x)
+    router_rows, rank, active = (int(gate[column]) for column in (GateField.ROWS, GateField.RANK, GateField.ACTIVE))
+    dtype = FACTOR_DTYPES[int(gate[GateField.DTYPE])]
+    count = router_rows * x.shape[1] * dtype.itemsize
+    router = _slice(pool, "ROUTER", int(gate[GateField.ROUTER]), count).view(dtype).view(router_rows, x.shape[1])
+    scores = (x.to(wide) @ router.to(wide).T).sigmoid().repeat_interleave(rank // router_rows, dim=1)
+    if int(gate[GateField.BIAS]) >= 0:
+        scores = scores + _slice(pool, "gate BIAS", int(gate[GateField.BIAS]), 4 * rank).view(torch.float32)
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    chosen = torch.zeros_like(scores).scatter_(1, order[:, :active], scores.gather(1, order[:, :active]))
+    return active * chosen / chosen.sum(dim=1, keepdim=True)
 
 
 def lowrank_embedding(
@@ -193,9 +238,12 @@ def _floats(pool: torch.Tensor, record: torch.Tensor, field: Field, count: int) 
 
 
 def _bytes(pool: torch.Tensor, record: torch.Tensor, field: Field, count: int) -> torch.Tensor:
-    start = int(record[field])
+    return _slice(pool, field.name, int(record[field]), count)
+
+
+def _slice(pool: torch.Tensor, name: str, start: int, count: int) -> torch.Tensor:
     if start < 0 or start + count > len(pool):
-        raise ValueError(f"block {field.name} at {start} of {count} bytes lies outside the pool of {len(pool)}")
+        raise ValueError(f"block {name} at {start} of {count} bytes lies outside the pool of {len(pool)}")
     return pool[start : start + count]
 
 

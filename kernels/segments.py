@@ -24,6 +24,37 @@ FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)  # in
 ALIGNMENT = 64  # bytes; every block starts on a cache line
 
 
+class GateField(IntEnum):
+    """Columns of a gate record (int64), beside the module record of a `LowRank` part whose ranks it gates."""
+
+    ROUTER = 0  # [router rows, in]
+    BIAS = 1  # per-rank bias of the scores [r], always float32; -1: none
+    ROWS = 2  # router rows, a divisor of r; 0: no gate here
+    DTYPE = 3  # `FACTOR_DTYPES` index of ROUTER; not int8, whose scales only `d` could hold
+    RANK = 4  # r
+    ACTIVE = 5  # k, how many ranks a token uses
+
+
+GATE_FIELDS = len(GateField)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Rows of a step in pieces of at most 16 that take the same adapters in the same order.
+
+    Chunk `c` is `table[c] = (first, rows, layers)`: its entries lie at `first + layer * rows + row` of the other
+    tensors, where `layer` counts the adapters that each of its rows takes (1 but for weighted compositions). A row
+    of the batch stands in one chunk only. Chunks with `rows` 0 and slots of -1 fill the tensors up.
+
+    table: int32 [chunks, 3]; slot, token: int32 [entries]; weight: float32 [entries].
+    """
+
+    table: torch.Tensor
+    slot: torch.Tensor
+    token: torch.Tensor
+    weight: torch.Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Segments:
     """Rows of a flat token batch, grouped by adapter.
@@ -39,6 +70,7 @@ class Segments:
     start: torch.Tensor
     token: torch.Tensor
     weight: torch.Tensor
+    chunks: Chunks | None = None  # the same step as the GPU kernels take it (`dispatch.place`)
 
     def __len__(self) -> int:
         return self.slot.shape[0]

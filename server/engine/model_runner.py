@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kernels import dispatch
 from kernels.segments import Segments
 from server.engine.adapter_pool import AdapterPool
 from server.engine.answer import Answer
@@ -98,12 +99,13 @@ class ModelRunner:
             return None
         members = [groups[digest] for digest in sorted(groups)]
         counts = [sum(len(own) for own, _ in group) for group in members]
-        return Segments(
-            slot=self._tensor([self._adapters.slot(digest) for digest in sorted(groups)], torch.int32),
-            start=self._tensor(np.cumsum([0, *counts]), torch.int32),
-            token=self._tensor([row for group in members for own, _ in group for row in own], torch.int32),
-            weight=self._tensor([w for group in members for own, w in group for _ in own], torch.float32),
+        segments = Segments(
+            slot=torch.tensor([self._adapters.slot(digest) for digest in sorted(groups)], dtype=torch.int32),
+            start=torch.as_tensor(np.cumsum([0, *counts]), dtype=torch.int32),
+            token=torch.tensor([row for group in members for own, _ in group for row in own], dtype=torch.int32),
+            weight=torch.tensor([w for group in members for own, w in group for _ in own], dtype=torch.float32),
         )
+        return dispatch.place(segments, self._base.device)
 
     def _tensor(self, values: object, dtype: torch.dtype) -> torch.Tensor:
         return torch.as_tensor(values, dtype=dtype).to(self._base.device, non_blocking=True)

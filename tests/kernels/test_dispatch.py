@@ -25,7 +25,14 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_load_names_what_will_run(backend: str) -> None:
     assert dispatch.load() == backend
     assert dispatch.load(torch.device("cpu")) == backend
-    assert dispatch.load("cuda") == "reference"
+
+
+@pytest.mark.parametrize(("found", "name"), [(True, "triton"), (False, "reference")])
+def test_a_gpu_takes_triton_where_it_is_installed(found: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_gpu_found", found)
+    assert dispatch.load("cuda") == name
+    assert dispatch.load(torch.device("cuda", 1)) == name
+    assert dispatch.load("meta") == "reference"
 
 
 def step() -> dict[str, Any]:
@@ -138,6 +145,38 @@ def test_wrong_slots_are_refused(backend: str, slots: list[int], tokens: int) ->
     with pytest.raises(ValueError, match=r"\d"):
         dispatch.write_kv(key, key, pool, pool.clone(), torch.tensor(slots))
     assert not pool.any()
+
+
+def test_a_group_is_its_modules_one_by_one(backend: str) -> None:
+    arguments = step()
+    pool, records = pack([lowrank_adapter(4, 8, outer, torch.float32) for outer in (6, 6, 9, 9)])
+    ys = [torch.randn(3, 6), torch.randn(3, 9)]
+    tables = [records[:2], records[2:]]
+    expected = [
+        dispatch.lowrank(y.clone(), arguments["x"], pool, table, arguments["segments"])
+        for y, table in zip(ys, tables, strict=True)
+    ]
+    dispatch.lowrank_group(ys, arguments["x"], pool, tables, arguments["segments"])
+    assert all(torch.equal(y, wanted) for y, wanted in zip(ys, expected, strict=True))
+    for several in ([], ys * 2):
+        with pytest.raises(ValueError, match="1 to 3 of both"):
+            dispatch.lowrank_group(several, arguments["x"], pool, tables, arguments["segments"])
+
+
+def test_gated_adapters_take_the_reference_on_a_cpu(backend: str) -> None:
+    arguments = step()
+    records = arguments["records"]
+    gates = torch.tensor([[int(r[Field.A]), -1, 4, 0, 4, 2] for r in records])  # A itself as the router
+    expected = reference.gated_lowrank(**{**arguments, "y": arguments["y"].clone()}, gates=gates)
+    assert torch.equal(dispatch.gated_lowrank(**{**arguments, "y": arguments["y"].clone()}, gates=gates), expected)
+    assert not torch.equal(dispatch.lowrank(**arguments), expected)
+    with pytest.raises(ValueError, match="gates: int64"):
+        dispatch.gated_lowrank(**arguments, gates=gates[:1])
+
+
+def test_segments_stay_where_they_are_on_a_cpu() -> None:
+    segments = step()["segments"]
+    assert dispatch.place(segments, "cpu") is segments
 
 
 def test_float64_takes_the_reference() -> None:

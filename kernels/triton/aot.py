@@ -1,0 +1,189 @@
+"""Compile the kernels ahead of time for GPUs that need not be here, and write down what they take.
+
+python -m kernels.triton.aot [--write] [--quick]
+
+Registers, shared memory and spills are read from the machine code's own notes: `cuobjdump` for a cubin, the metadata
+of the assembly for AMD. `--write` renews `RESOURCES.md`; `--quick` compiles one row of each kernel, as CI does.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kernels.segments import Field
+from kernels.triton import launch
+from kernels.triton.launch import Width
+
+RESOURCES = Path(__file__).with_name("RESOURCES.md")
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}  # bytes per block
+FACTORS = {"float32": 1, "bfloat16": 2, "int8": 8, "all": 15}
+POINTERS = {
+    "h": "*fp32", "scores": "*fp32", "weights": "*fp32", "pool": "*u8", "ids": "*i64", "gates": "*i64",
+    "records": "*i64", "records0": "*i64", "records1": "*i64", "records2": "*i64",
+    "table": "*i32", "slots": "*i32", "tokens": "*i32",
+}  # fmt: skip
+ROUND = re.compile(r"inner|width|outer\d|x_stride|y\d_stride")  # sizes that are multiples of 16 in every real model
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One kernel as one row of the launch table has it compiled."""
+
+    kernel: str
+    row: str
+    activations: str  # type of x and y
+    factors: str  # key of FACTORS
+    constants: dict[str, Any]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Per thread: registers (AMD: vector registers) and spilled bytes (AMD: spilled vector registers); per block: bytes
+    of shared memory."""
+
+    kernel: str
+    row: str
+    activations: str
+    factors: str
+    target: str
+    registers: int
+    shared: int
+    spills: int
+
+
+def variants(quick: bool = False) -> Iterator[Variant]:
+    """Every row of the launch table with the factor types that its activations usually meet; some with all of them.
+
+    `quick`: one row of each kernel.
+    """
+    columns = {"A_COLUMN": int(Field.A), "RANK_COLUMN": int(Field.RANK), "DTYPE_COLUMN": int(Field.DTYPE)}
+    for (half, width), row in launch.SHRINK.items():
+        sizes = {"GROUP": 3, "PARTS": row.parts, "BLOCK_R": row.block_r, "BLOCK_K": row.block}
+        yield from _with_types("lora_shrink", width, half, {**sizes, **columns}, row.options, quick)
+    for (half, width), row in launch.EXPAND.items():
+        blocks = {"GROUP": 3, "BLOCK_R": row.block_r, "BLOCK_N": row.block}
+        for name, inner in (("lora_expand", Width.MEDIUM), ("lora_expand, fused", Width.NARROW)):
+            shrink = launch.SHRINK[half, inner]
+            fused = name.endswith("fused")
+            parts = {"PARTS": shrink.parts, "BLOCK_K": shrink.block, "FUSED": fused}
+            yield from _with_types(name, width, half, {**blocks, **parts}, launch.expand_options(row, fused), quick)
+    options, size = {**launch.OPTIONS, "num_stages": 2}, launch.DEFAULT_WIDTH
+    yield Variant("lora_gate", f"width {size}", "float32", "float32", {"PARTS": 4, "WIDTH": size}, options)
+    yield Variant("lora_gather", f"width {size}", "float32", "all", {"WIDTH": size}, options)
+
+
+def _with_types(
+    kernel: str, width: Width, half: bool, constants: dict[str, Any], options: dict[str, Any], quick: bool
+) -> Iterator[Variant]:
+    types = ["bfloat16", "int8"] if half else ["float32"]
+    if width is Width.MEDIUM and not kernel.endswith("fused"):
+        types.append("all")  # what runs where nobody set `Limits.factors`; fused it would take minutes for AMD
+    if quick:
+        types = ["int8" if kernel.endswith("fused") else "bfloat16"] if half and width is Width.MEDIUM else []
+    for factors in types:
+        activations = "bfloat16" if half else "float32"
+        yield Variant(kernel, str(width), activations, factors, {**constants, "FACTORS": FACTORS[factors]}, options)
+
+
+def compile_variant(variant: Variant, target: str) -> Resources:
+    """Raises triton's CompilationError where the kernel does not compile for the target."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from kernels.triton import lora_expand, lora_gate, lora_gather, lora_shrink
+
+    module: Any = {
+        "lora_shrink": lora_shrink, "lora_expand": lora_expand, "lora_gate": lora_gate, "lora_gather": lora_gather,
+    }[variant.kernel.split(",")[0]]  # fmt: skip
+    function = getattr(module, variant.kernel.split(",")[0])
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(function.params):
+        name = parameter.name
+        if parameter.is_constexpr:
+            signature[name], constants[(index,)] = "constexpr", variant.constants[name]
+            continue
+        half = "*bf16" if variant.activations == "bfloat16" else "*fp32"
+        signature[name] = half if name in ("x", "y0", "y1", "y2") else POINTERS.get(name, "i32")
+        if signature[name].startswith("*") or ROUND.fullmatch(name):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(function, signature, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=variant.options)
+    registers, spills = _amd(compiled.asm["amdgcn"]) if target == "gfx942" else _nvidia(compiled.asm["cubin"])
+    shared = int(compiled.metadata.shared)
+    return Resources(
+        variant.kernel, variant.row, variant.activations, variant.factors, target, registers, shared, spills
+    )
+
+
+def _nvidia(cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes of the stack: what is spilled lies there, and the kernels have nothing else to put there."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603
+    found = re.search(r"REG:(\d+) STACK:(\d+).* LOCAL:(\d+)", text)
+    if found is None:
+        raise ValueError(f"cuobjdump says nothing of registers: {text}")
+    return int(found[1]), int(found[2]) + int(found[3])
+
+
+def _amd(assembly: str) -> tuple[int, int]:
+    found = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s+(\d+)", assembly))
+    return int(found["vgpr_count"]), int(found["vgpr_spill_count"]) + int(found["private_segment_fixed_size"])
+
+
+def table(rows: list[Resources]) -> str:
+    """`RESOURCES.md`."""
+    import triton
+
+    lines = [
+        "# What the Triton kernels take",
+        "",
+        f"Written by `python -m kernels.triton.aot --write` with triton {triton.__version__}. Compiled ahead of time,",
+        "never run on a GPU. Registers per thread (gfx942: vector registers), shared memory in bytes per block, spills",
+        "in bytes (gfx942: vector registers and bytes of scratch). Rows are those of `launch.py`; `factors` the types",
+        "that the kernel was compiled for.",
+        "",
+        "| kernel | row | x, y | factors | target | registers | shared | spills |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, asdict(row).values())) + " |" for row in rows), ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    rows = []
+    for variant in variants(args.quick):
+        for target in TARGETS:
+            rows.append(compile_variant(variant, target))
+            sys.stdout.write(json.dumps(asdict(rows[-1])) + "\n")
+            sys.stdout.flush()
+    if args.write:
+        RESOURCES.write_text(table(rows))
+    return any(row.spills or row.shared > SHARED_LIMIT[row.target] for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""The launch table: block sizes, parts, warps and stages by class of shape. Figures are computed, not tuned on a GPU.
+
+A row's bits must not depend on its batch, so what changes the order of a sum (parts, BLOCK_K, BLOCK_R) is a matter of
+the module's shape and types alone, and the same in the fused kernel. The number of rows chooses only between fused and
+separate kernels, which give the same bits.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+
+DECODE_ENTRIES = 64  # up to here a step counts as decode: few chunks, so a launch costs more than reading A again
+FUSED_WEIGHTS = 2**22  # inputs times outputs, up to which reading A anew for each tile of outputs stays in the L2 cache
+DEFAULT_WIDTH = 256  # highest rank that h holds unless told otherwise: the server's own default
+
+# Without contraction of products and sums, fused and separate kernels cannot round at different places.
+OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+
+
+class Width(StrEnum):
+    """Class of a module's number of inputs (shrink) or outputs (expand)."""
+
+    NARROW = "narrow"  # at most 1024
+    MEDIUM = "medium"  # at most 8192
+    WIDE = "wide"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One row. `block`: inputs (shrink) or outputs (expand) of a program's tile; `parts`: pieces of the inputs."""
+
+    block: int
+    block_r: int
+    parts: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {**OPTIONS, "num_warps": self.warps, "num_stages": self.stages}
+
+
+# By (x is a half type, width of the inputs). Parts: about 1024 inputs each, so that a step of 8 rows with 8 adapters
+# has some 100 programs for q, k and v together. float32 products run on the ordinary units, out of registers: smaller
+# tiles.
+SHRINK = {
+    (True, Width.NARROW): Launch(block=64, block_r=32, parts=1, warps=4, stages=4),
+    (True, Width.MEDIUM): Launch(block=64, block_r=32, parts=4, warps=4, stages=4),
+    (True, Width.WIDE): Launch(block=64, block_r=32, parts=8, warps=4, stages=4),
+    (False, Width.NARROW): Launch(block=32, block_r=32, parts=1, warps=8, stages=2),
+    (False, Width.MEDIUM): Launch(block=32, block_r=32, parts=4, warps=8, stages=2),
+    (False, Width.WIDE): Launch(block=32, block_r=32, parts=8, warps=8, stages=2),
+}
+# By (y is a half type, width of the outputs); block_r as in SHRINK, parts are those of the shrink.
+EXPAND = {
+    (True, Width.NARROW): Launch(block=64, block_r=32, parts=0, warps=4, stages=2),
+    (True, Width.MEDIUM): Launch(block=128, block_r=32, parts=0, warps=4, stages=2),
+    (True, Width.WIDE): Launch(block=256, block_r=32, parts=0, warps=4, stages=2),
+    (False, Width.NARROW): Launch(block=64, block_r=32, parts=0, warps=4, stages=2),
+    (False, Width.MEDIUM): Launch(block=64, block_r=32, parts=0, warps=4, stages=2),
+    (False, Width.WIDE): Launch(block=64, block_r=32, parts=0, warps=4, stages=2),
+}
+
+
+def expand_options(row: Launch, fuse: bool) -> dict[str, Any]:
+    """Fused, with the values of both products alive, 4 warps made ptxas spill 8 to 16 bytes a thread; 8 do not."""
+    return {**row.options, "num_warps": 8} if fuse else row.options
+
+
+def width_class(size: int) -> Width:
+    return Width.NARROW if size <= 1024 else Width.MEDIUM if size <= 8192 else Width.WIDE
+
+
+def shrink_launch(x: torch.dtype, inner: int) -> Launch:
+    return SHRINK[x != torch.float32, width_class(inner)]
+
+
+def expand_launch(y: torch.dtype, outer: int) -> Launch:
+    """`outer`: the widest of a group."""
+    return EXPAND[y != torch.float32, width_class(outer)]
+
+
+def fused(entries: int, inner: int, outer: int) -> bool:
+    """Whether one kernel does both products; `outer`: the widest of a group."""
+    return entries <= DECODE_ENTRIES and inner * outer <= FUSED_WEIGHTS
