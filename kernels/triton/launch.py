@@ -58,9 +58,9 @@ EXPAND = {
     (True, Width.NARROW): Launch(block=64, block_r=32, parts=0, warps=4, stages=2),
     (True, Width.MEDIUM): Launch(block=128, block_r=32, parts=0, warps=4, stages=2),
     (True, Width.WIDE): Launch(block=256, block_r=32, parts=0, warps=4, stages=2),
-    (False, Width.NARROW): Launch(block=64, block_r=32, parts=0, warps=4, stages=2),
-    (False, Width.MEDIUM): Launch(block=64, block_r=32, parts=0, warps=4, stages=2),
-    (False, Width.WIDE): Launch(block=64, block_r=32, parts=0, warps=4, stages=2),
+    (False, Width.NARROW): Launch(block=64, block_r=32, parts=0, warps=8, stages=2),
+    (False, Width.MEDIUM): Launch(block=64, block_r=32, parts=0, warps=8, stages=2),
+    (False, Width.WIDE): Launch(block=64, block_r=32, parts=0, warps=8, stages=2),
 }
 
 

@@ -6,45 +6,21 @@ import triton.language as tl
 from kernels.triton.factors import BIAS, DTYPE, RANK, ROWS, A, B, D, block, expand_block, pick, shrink_part
 
 
+# fmt: off
 @triton.jit
 def lora_expand(
-    y0: tl.tensor,
-    y1: tl.tensor,
-    y2: tl.tensor,
-    y0_stride: tl.tensor,
-    y1_stride: tl.tensor,
-    y2_stride: tl.tensor,
-    outer0: tl.tensor,
-    outer1: tl.tensor,
-    outer2: tl.tensor,
-    h: tl.tensor,
-    x: tl.tensor,
-    x_stride: tl.tensor,
-    inner: tl.tensor,
-    pool: tl.tensor,
-    records0: tl.tensor,
-    records1: tl.tensor,
-    records2: tl.tensor,
-    record_stride: tl.tensor,
-    table: tl.tensor,
-    slots: tl.tensor,
-    tokens: tl.tensor,
-    weights: tl.tensor,
-    entries: tl.tensor,
-    width: tl.tensor,
-    FUSED: tl.constexpr,
-    GROUP: tl.constexpr,
-    PARTS: tl.constexpr,
-    FACTORS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    y0: tl.tensor, y1: tl.tensor, y2: tl.tensor, y0_stride: tl.tensor, y1_stride: tl.tensor, y2_stride: tl.tensor,
+    outer0: tl.tensor, outer1: tl.tensor, outer2: tl.tensor, h: tl.tensor, x: tl.tensor, x_stride: tl.tensor,
+    inner: tl.tensor, pool: tl.tensor, records0: tl.tensor, records1: tl.tensor, records2: tl.tensor,
+    record_stride: tl.tensor, table: tl.tensor, slots: tl.tensor, tokens: tl.tensor, weights: tl.tensor,
+    entries: tl.tensor, width: tl.tensor, FUSED: tl.constexpr, GROUP: tl.constexpr, PARTS: tl.constexpr,
+    FACTORS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> None:
+    # fmt: on
     """`y[t] += w * (B (d * h) + bias)`, a row's adapters in segment order, in float32, rounded once.
 
     h: as `lora_shrink` left it; FUSED: h is not read, each program computes what it needs of `A x` itself, with the
-    same sums. Grid (chunks, tiles of BLOCK_N outputs, GROUP). A rank beyond `width`, which h cannot hold, makes the
-    adapter's rows NaN rather than nearly right.
+    same sums. Grid (chunks, tiles of BLOCK_N outputs, GROUP). A rank beyond `width`, which h cannot hold, gives NaN.
     """
     chunk, tile, member = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first, rows = tl.load(table + chunk * 3), tl.load(table + chunk * 3 + 1)
@@ -52,8 +28,7 @@ def lora_expand(
     outer = pick(member, outer0, outer1, outer2, GROUP)
     if (rows == 0) | (tile * BLOCK_N >= outer):
         return
-    lane = tl.arange(0, ROWS)
-    live = lane < rows
+    lane, live = tl.arange(0, ROWS), tl.arange(0, ROWS) < rows
     token = tl.load(tokens + first + lane, mask=live, other=0).to(tl.int64)
     n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     records = pick(member, records0, records1, records2, GROUP)
@@ -90,7 +65,6 @@ def lora_expand(
             delta += tl.load(block(pool, bias, tl.float32) + n, mask=n < outer, other=0.0)[None, :]
         if not FUSED:
             delta = tl.where(rank > width, float("nan"), delta)
-        weight = tl.load(weights + entry + lane, mask=live, other=0.0)
         if (rank > 0) | (bias >= 0):
-            total += weight[:, None] * delta
+            total += tl.load(weights + entry + lane, mask=live, other=0.0)[:, None] * delta
     tl.store(place, total.to(y.dtype), mask=mask)
