@@ -80,7 +80,9 @@ def variants(quick: bool = False) -> Iterator[Variant]:
             shrink = launch.SHRINK[half, inner]
             fused = name.endswith("fused")
             parts = {"PARTS": shrink.parts, "BLOCK_K": shrink.block, "FUSED": fused}
-            yield from _with_types(name, width, half, {**blocks, **parts}, launch.expand_options(row, fused), quick)
+            yield from _with_types(
+                name, width, half, {**blocks, **parts}, launch.expand_options(row, fused, True), quick
+            )
     options, size = {**launch.OPTIONS, "num_stages": 2}, launch.DEFAULT_WIDTH
     yield Variant("lora_gate", f"width {size}", "float32", "float32", {"PARTS": 4, "WIDTH": size}, options)
     yield Variant("lora_gather", f"width {size}", "float32", "all", {"WIDTH": size}, options)
@@ -121,8 +123,11 @@ def compile_variant(variant: Variant, target: str) -> Resources:
         signature[name] = half if name in ("x", "y0", "y1", "y2") else POINTERS.get(name, "i32")
         if signature[name].startswith("*") or ROUND.fullmatch(name):
             attributes[(index,)] = [["tt.divisibility", 16]]
+    options = dict(variant.options)
+    if target == "gfx942":
+        options.pop("maxnreg", None)  # AMD's compiler knows no such bound
     source = ASTSource(function, signature, constants, attributes)
-    compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=variant.options)
+    compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     registers, spills = _amd(compiled.asm["amdgcn"]) if target == "gfx942" else _nvidia(compiled.asm["cubin"])
     shared = int(compiled.metadata.shared)
     return Resources(

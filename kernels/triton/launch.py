@@ -13,6 +13,7 @@ import torch
 
 DECODE_ENTRIES = 64  # up to here a step counts as decode: few chunks, so a launch costs more than reading A again
 FUSED_WEIGHTS = 2**22  # inputs times outputs, up to which reading A anew for each tile of outputs stays in the L2 cache
+EXPAND_REGISTERS = 255  # per thread, on NVIDIA: the most there are
 DEFAULT_WIDTH = 256  # highest rank that h holds unless told otherwise: the server's own default
 
 # Without contraction of products and sums, fused and separate kernels cannot round at different places.
@@ -64,9 +65,13 @@ EXPAND = {
 }
 
 
-def expand_options(row: Launch, fuse: bool) -> dict[str, Any]:
-    """Fused, with the values of both products alive, 4 warps made ptxas spill 8 to 16 bytes a thread; 8 do not."""
-    return {**row.options, "num_warps": 8} if fuse else row.options
+def expand_options(row: Launch, fuse: bool, nvidia: bool) -> dict[str, Any]:
+    """Warps, stages and bound of registers. Left alone, ptxas spills a value or two to fit more blocks on a processor.
+
+    Fused, the values of both products are alive: 8 warps share them.
+    """
+    options = {**row.options, "num_warps": 8} if fuse else row.options
+    return {**options, "maxnreg": EXPAND_REGISTERS} if nvidia else options
 
 
 def width_class(size: int) -> Width:

@@ -185,7 +185,7 @@ def _expand(
         BLOCK_R=row.block_r,
         BLOCK_K=launch.shrink_launch(x.dtype, x.shape[1]).block,
         BLOCK_N=row.block,
-        **launch.expand_options(row, fuse),
+        **launch.expand_options(row, fuse, torch.version.hip is None),
     )
     for y, target in zip(ys, targets, strict=True):
         if target is not y:
