@@ -67,9 +67,12 @@ class BackgroundCompiler:
         log.info("layers_compiled", extra={"seconds": round(time.monotonic() - start, 1)})
 
     def _compile(self) -> tuple[list[nn.Module], list[LayerCode]]:
-        os.environ.setdefault(CACHE_VARIABLE, str(cache_root() / "inductor"))
-        import torch._inductor.config  # as is the next, only here: together they take two seconds
+        import torch._inductor.config  # as are the next, only here: together they take two seconds
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+        # Torch sets the variable to its default, a temporary folder, as soon as anything asks for it.
+        if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):
+            os.environ[CACHE_VARIABLE] = str(cache_root() / "inductor")
         # Before Inductor is imported, which else starts a pool of processes at once. One compiler at a time leaves the
         # other cores to the requests that are served meanwhile.
         torch._inductor.config.compile_threads = 1

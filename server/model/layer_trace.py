@@ -93,14 +93,23 @@ def trace(
     assert context.cache is not None
     assert context.table is not None
     mode = FakeTensorMode(shape_env=ShapeEnv())
-    given = [_fake(mode, tensor, axes[path], DimDynamic.DUCK) for path, tensor in call.tensors().items()]
+    given = [
+        _fake(mode, tensor, axes[path], DimDynamic.DUCK, f"given_{number}")
+        for number, (path, tensor) in enumerate(call.tensors().items())
+    ]
     step = [
-        _fake(mode, tensor, frozenset(range(tensor.ndim)), DimDynamic.DUCK if number == 0 else DimDynamic.DYNAMIC)
+        _fake(
+            mode,
+            tensor,
+            frozenset(range(tensor.ndim)),
+            DimDynamic.DUCK if number == 0 else DimDynamic.DYNAMIC,
+            f"step_{number}",
+        )
         for number, tensor in enumerate(context.tensors(with_adapters=with_adapters))
     ]
     tables = 2 + (len(adapter_linears(layer)) if with_adapters else 0)  # pools and records: the live ones are larger
     own = [
-        _fake(mode, tensor, frozenset({0} if number < tables else ()), DimDynamic.DYNAMIC)
+        _fake(mode, tensor, frozenset({0} if number < tables else ()), DimDynamic.DYNAMIC, f"own_{number}")
         for number, tensor in enumerate(
             layer_tensors(layer, context.cache, context.table, index, with_adapters=with_adapters)
         )
@@ -156,7 +165,10 @@ def _place(key: Any) -> int | str:
     return place
 
 
-def _fake(mode: FakeTensorMode, tensor: torch.Tensor, axes: frozenset[int], kind: DimDynamic) -> torch.Tensor:
+def _fake(
+    mode: FakeTensorMode, tensor: torch.Tensor, axes: frozenset[int], kind: DimDynamic, name: str
+) -> torch.Tensor:
+    """`name`: the same at every start, for it becomes part of the key in Inductor's cache."""
     sizes = [kind if axis in axes else DimDynamic.STATIC for axis in range(tensor.ndim)]
     form: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(
         dynamic_sizes=sizes,
@@ -164,4 +176,4 @@ def _fake(mode: FakeTensorMode, tensor: torch.Tensor, axes: frozenset[int], kind
         constraint_sizes=[None] * tensor.ndim,
         constraint_strides=[None] * tensor.ndim,
     )
-    return mode.from_tensor(tensor, symbolic_context=form, source=ConstantSource(f"input_{id(tensor)}"))
+    return mode.from_tensor(tensor, symbolic_context=form, source=ConstantSource(name))

@@ -93,10 +93,11 @@ def test_mixed_steps_equal_the_oracle_and_compile_nothing(engine: Engine) -> Non
 
 def test_the_layers_do_run_compiled(engine: Engine) -> None:
     """Eager layers reach each linear's Python code; compiled ones do not."""
-    [linear] = [m for m in engine.driver._base.model.modules() if getattr(m, "index", None) == 1]
-    calls = []
-    hook = linear.register_forward_hook(lambda *_: calls.append(1))
     compiled = engine.context.compiled
+    assert compiled
+    [linear] = [m for m in engine.driver._base.model.modules() if getattr(m, "index", None) == min(compiled)]
+    calls: list[int] = []
+    hook = linear.register_forward_hook(lambda *_: calls.append(1))
     try:
         engine.add("compiled", (5, 6, 7), ())
         engine.driver.drain()
@@ -112,7 +113,7 @@ def test_the_layers_do_run_compiled(engine: Engine) -> None:
 
 
 def test_a_row_is_the_same_alone_and_in_a_batch(engine: Engine) -> None:
-    """Bit for bit: no sum is split by the number of rows."""
+    """But for what the float products themselves do with the number of rows."""
     prompt, adapters = (9, 8, 7, 6), ((engine.names[0], 1.0),)
     logprobs = {}
     for name, others in (("alone", 0), ("among", 5)):
@@ -124,3 +125,15 @@ def test_a_row_is_the_same_alone_and_in_a_batch(engine: Engine) -> None:
         engine.driver.drain()
         logprobs[name] = [output.logprob for output in engine.driver.outputs[name]]
     assert logprobs["alone"] == pytest.approx(logprobs["among"], abs=1e-5)
+
+
+def test_a_second_start_finds_the_code_in_the_cache(engine: Engine) -> None:
+    hits = counters["aot_autograd"]["autograd_cache_hit"]
+    misses = counters["aot_autograd"]["autograd_cache_miss"]
+    driver = CoreDriver(engine.world.base(), LIMITS, engine.world.registry.load, compiling=True)
+    driver.core.start()
+    assert driver.core.compiler is not None
+    assert driver.core.compiler.wait(120)
+    driver.core.close()
+    assert counters["aot_autograd"]["autograd_cache_hit"] == hits + 2
+    assert counters["aot_autograd"]["autograd_cache_miss"] == misses
