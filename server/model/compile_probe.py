@@ -16,8 +16,8 @@ from server.model.step_context import AdapterTable, AttentionMetadata, StepConte
 
 _RANK = 3
 _PAGES = 4  # of each request
-# Largest norm of the difference over the norm of what a layer adds, compiled against not, for the same input. Sound
-# code stays below 1e-5 in fp32; int8 may round a few activations to the neighbouring step, bf16 all of them.
+# Largest norm of the difference over the norm of what a layer adds, compiled against not, for the same input. In int8
+# a few activations may round to the neighbouring step, in bf16 every one may.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 _LOW_PRECISION_TOLERANCE = 0.05
 
