@@ -60,7 +60,7 @@ def lowrank(
     y: torch.Tensor, x: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments
 ) -> torch.Tensor:
     """`reference.lowrank`."""
-    if not len(segments):
+    if segments.slot.shape[0] == 0:  # not len(): under a trace the size is a symbol
         return y
     if _on_cpu(y) and x.dtype in _TYPES:
         torch.ops.polyrank.lowrank_(y, x, pool, records, segments.slot, segments.start, segments.token, segments.weight)
@@ -120,7 +120,7 @@ def lowrank_embedding(
     y: torch.Tensor, ids: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments
 ) -> torch.Tensor:
     """`reference.lowrank_embedding`."""
-    if not len(segments):
+    if segments.slot.shape[0] == 0:
         return y
     if _on_cpu(y):
         torch.ops.polyrank.lowrank_embedding_(
@@ -141,7 +141,7 @@ def replace_weight(
     y: torch.Tensor, x: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments
 ) -> torch.Tensor:
     """`reference.replace_weight`."""
-    if not len(segments):
+    if segments.slot.shape[0] == 0:
         return y
     if _on_cpu(y) and x.dtype in _TYPES:
         torch.ops.polyrank.replace_weight_(
@@ -220,6 +220,30 @@ def paged_attention(
     return reference.paged_attention(
         query, key_pool, value_pool, query_start, kv_length, block_table, scale, window, softcap
     )
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_pool: torch.Tensor,
+    value_pool: torch.Tensor,
+    slots: torch.Tensor,
+    query_start: torch.Tensor,
+    kv_length: torch.Tensor,
+    block_table: torch.Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    """`write_kv`, then `paged_attention`. Compiled code takes it for a function that only reads."""
+    if _on_cpu(query) and key_pool.dtype in _CPU_TYPES:
+        out: torch.Tensor = torch.ops.polyrank.attend(
+            query, key, value, key_pool, value_pool, slots, query_start, kv_length, block_table, scale, window, softcap
+        )
+        return out
+    write_kv(key, value, key_pool, value_pool, slots)
+    return paged_attention(query, key_pool, value_pool, query_start, kv_length, block_table, scale, window, softcap)
 
 
 def _on_cpu(tensor: torch.Tensor) -> bool:

@@ -46,7 +46,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     registry = AdapterRegistry(store, base.spec, _upload_limits(settings, base.dtype))
     if settings.preload is not None:
         preload(registry, settings.preload)
-    engine = build_engine(base, _limits(settings), registry.load, settings.quantize)
+    engine = build_engine(base, _limits(settings), registry.load, settings.quantize, compiling=settings.compile)
     api_settings = ApiSettings(
         staging=store.staging,
         adapter_root=settings.adapter_root,

@@ -85,6 +85,11 @@ class Settings(BaseSettings):
         "Rounds the base model's products; `int8`: faster and smaller on a CPU, adapters stay exact.",
         "none|int8",
     )
+    compile: bool = _option(
+        False,
+        "Compiles the model's layers in the background (a C++ compiler is needed), serving eagerly meanwhile.",
+        "BOOL",
+    )
     kv_cache_memory: Size = _option("1GiB", "Device memory for the KV cache of all requests, such as `2GiB`.", "BYTES")
     adapter_memory: Size = _option(
         "512MiB", "Device memory for adapters; those in use stay, others make room.", "BYTES"

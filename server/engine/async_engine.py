@@ -92,6 +92,7 @@ class AsyncEngine:
         """Start the engine thread; call it on the event loop that will submit."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
+        self._core.start()
 
     async def stop(self) -> None:
         """Stop after the current step; requests still running end with an error."""

@@ -8,6 +8,7 @@ from server.engine.adapter_loader import AdapterLoader
 from server.engine.adapter_pool import AdapterPool
 from server.engine.adapter_storage import AdapterStorage
 from server.engine.async_engine import AsyncEngine
+from server.engine.background_compiler import BackgroundCompiler
 from server.engine.block_pool import BlockPool
 from server.engine.core import EngineCore
 from server.engine.grammar import GrammarCompiler
@@ -45,10 +46,13 @@ def build_core(
     load: Callable[[str], AdapterWeights],
     wake: Callable[[], None],
     quantization: str = "none",
+    *,
+    compiling: bool = False,
 ) -> EngineCore:
     """Prepare the model in place and build its engine core. `load` gives an adapter's weights by digest.
 
-    quantization: of the base model's weights, "none" or "int8"; adapters are not touched by it.
+    quantization: of the base model's weights, "none" or "int8"; adapters are not touched by it. compiling: once the
+    core is started, its layers are compiled in the background.
 
     Raises ModelLoadError if the memory given holds no single block or the model cannot be paged.
     """
@@ -70,15 +74,21 @@ def build_core(
         ModelRunner(base, context, adapters, BLOCK_SIZE),
         AdapterStorage(buffer, table),
         AdapterLoader(load, embeddings, wake),
+        BackgroundCompiler(base, context) if compiling else None,
     )
 
 
 def build_engine(
-    base: BaseModel, limits: EngineLimits, load: Callable[[str], AdapterWeights], quantization: str = "none"
+    base: BaseModel,
+    limits: EngineLimits,
+    load: Callable[[str], AdapterWeights],
+    quantization: str = "none",
+    *,
+    compiling: bool = False,
 ) -> AsyncEngine:
     """The engine for asyncio over `build_core`."""
     engine: list[AsyncEngine] = []
-    core = build_core(base, limits, load, lambda: engine[0].notify(), quantization)
+    core = build_core(base, limits, load, lambda: engine[0].notify(), quantization, compiling=compiling)
     blocks = core.scheduler.blocks
     context = min(limits.max_context or base.max_context, base.max_context, blocks.num_blocks * BLOCK_SIZE)
     info = EngineInfo(

@@ -8,6 +8,7 @@ from adapters_store.errors import CodedError
 from server.engine.adapter_loader import AdapterLoader, Loaded
 from server.engine.adapter_storage import AdapterStorage, PackedAdapter
 from server.engine.answer import Answer
+from server.engine.background_compiler import BackgroundCompiler
 from server.engine.batch import ScheduledBatch, ScheduledSequence
 from server.engine.model_runner import ModelRunner
 from server.engine.quarantine import Quarantine
@@ -36,12 +37,18 @@ class EngineCore:
     """Sequences in, outputs out. A request's failure is an output of that request; the engine goes on."""
 
     def __init__(
-        self, scheduler: Scheduler, runner: ModelRunner, storage: AdapterStorage, loader: AdapterLoader
+        self,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        storage: AdapterStorage,
+        loader: AdapterLoader,
+        compiler: BackgroundCompiler | None = None,
     ) -> None:
         self.scheduler = scheduler
         self._runner = runner
         self._storage = storage
         self._loader = loader
+        self.compiler = compiler
         self._answers: dict[str, Answer] = {}
         self._staged: list[PackedAdapter] = []  # loaded, waiting for room in the pool
         self._quarantine = Quarantine()
@@ -53,6 +60,11 @@ class EngineCore:
     def has_work(self) -> bool:
         """True while a sequence waits or runs, or an adapter is on its way."""
         return bool(self._answers or self._staged or self.scheduler.adapters.num_pending)
+
+    def start(self) -> None:
+        """Begin what runs beside the steps."""
+        if self.compiler is not None:
+            self.compiler.start()
 
     def add(self, answer: Answer) -> Outputs:
         """Queue a request; refused at once if its adapter has been quarantined."""
@@ -107,7 +119,9 @@ class EngineCore:
         return time.monotonic() - self._counters.last_step if self._answers and not self.blocked else 0.0
 
     def close(self) -> None:
-        """End the loader's threads; the core takes no further step."""
+        """End the threads of the loader and the compiler; the core takes no further step."""
+        if self.compiler is not None:
+            self.compiler.stop()
         self._loader.close()
 
     def check_integrity(self) -> None:

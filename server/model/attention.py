@@ -46,11 +46,13 @@ def polyrank_attention(
     if cache is None or metadata is None:
         raise RuntimeError("attention ran before the model runner set the KV cache and the step")
     key_pool, value_pool = cache.layer(layer)
-    dispatch.write_kv(key[0].transpose(0, 1), value[0].transpose(0, 1), key_pool, value_pool, metadata.slots)
-    out = dispatch.paged_attention(
+    out = dispatch.attend(
         query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
         key_pool,
         value_pool,
+        metadata.slots,
         metadata.query_start,
         metadata.kv_length,
         metadata.block_table,

@@ -25,6 +25,14 @@ class AttentionMetadata:
     slots: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class CompiledStep:
+    """What a step hands to the compiled code of every layer (`StepContext.tensors`)."""
+
+    with_adapters: bool
+    tensors: tuple[torch.Tensor, ...]
+
+
 class AdapterTable:
     """Records of all resident adapters: `records`, int64 [modules, slots, RECORD_FIELDS], at a fixed address.
 
@@ -78,6 +86,9 @@ class StepContext:
     active: frozenset[int] = frozenset()  # modules that an adapter of this step adds to
     replaced: frozenset[int] = frozenset()  # modules that an adapter of this step exchanges
 
+    compiled: frozenset[int] | None = None  # modules inside compiled layers; None: the layers are not compiled (yet)
+    compiled_step: CompiledStep | None = None  # None: the step runs eagerly
+
     observed: dict[int, int | None] | None = None  # while verifying: window of each layer seen (`server.model.verify`)
 
     def __post_init__(self) -> None:
@@ -99,3 +110,23 @@ class StepContext:
             self.active, self.replaced = self.table.touched(slots), self.table.replaced(slots)
         else:
             self.active = self.replaced = frozenset()
+        self.compiled_step = self._compiled_step()
+
+    def tensors(self, *, with_adapters: bool) -> tuple[torch.Tensor, ...]:
+        """The step's own inputs of compiled layers; with adapters there must be segments and a pool."""
+        assert self.attention is not None
+        step = self.attention
+        attention = (step.slots, step.query_start, step.kv_length, step.block_table)
+        if not with_adapters:
+            return attention
+        assert self.segments is not None
+        assert self.pool is not None
+        segments = self.segments
+        return (*attention, self.pool, segments.slot, segments.start, segments.token, segments.weight)
+
+    def _compiled_step(self) -> CompiledStep | None:
+        modules = self.compiled  # another thread may set it meanwhile
+        if modules is None or self.replaced & modules:  # only the eager code exchanges weights inside the layers
+            return None
+        with_adapters = bool(self.active & modules)
+        return CompiledStep(with_adapters, self.tensors(with_adapters=with_adapters))

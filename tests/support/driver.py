@@ -22,11 +22,13 @@ class CoreDriver:
         limits: EngineLimits,
         load: Callable[[str], AdapterWeights],
         quantization: str = "none",
+        *,
+        compiling: bool = False,
     ) -> None:
         self._arrived = threading.Event()
         self._base = base
         self._tokenizer = Tokenizer(base.tokenizer)
-        self.core = build_core(base, limits, load, self._arrived.set, quantization)
+        self.core = build_core(base, limits, load, self._arrived.set, quantization, compiling=compiling)
         self.outputs: dict[str, list[StepOutput]] = {}
 
     def add(self, request: GenerationRequest) -> None:
