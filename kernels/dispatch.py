@@ -237,7 +237,7 @@ def attend(
     softcap: float = 0.0,
 ) -> torch.Tensor:
     """`write_kv`, then `paged_attention`. Compiled code takes it for a function that only reads."""
-    if _on_cpu(query) and key_pool.dtype in _CPU_TYPES:
+    if _on_cpu(query) and key_pool.dtype in _TYPES:
         out: torch.Tensor = torch.ops.polyrank.attend(
             query, key, value, key_pool, value_pool, slots, query_start, kv_length, block_table, scale, window, softcap
         )
