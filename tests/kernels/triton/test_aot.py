@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -23,11 +24,13 @@ def compiled(*arguments: str) -> list[dict[str, object]]:
 
 def check(rows: list[dict[str, object]], variants: list[aot.Variant]) -> None:
     assert len(rows) == len(variants) * len(aot.TARGETS)
-    recorded = aot.RESOURCES.read_text().splitlines()
+    recorded = aot.RESOURCES.read_text()
+    same_compiler = f"with triton {version('triton')}." in recorded  # another one may allot other registers
     for row in rows:
         assert row["spills"] == 0, row
         assert int(str(row["shared"])) <= aot.SHARED_LIMIT[str(row["target"])], row
-        assert "| " + " | ".join(map(str, row.values())) + " |" in recorded, "python -m kernels.triton.aot --write"
+        line = "| " + " | ".join(map(str, row.values())) + " |\n"
+        assert not same_compiler or line in recorded, "python -m kernels.triton.aot --write"
 
 
 def test_one_row_of_each_kernel_compiles_for_every_target() -> None:
