@@ -148,7 +148,8 @@ def _call(
     context.table = cast(AdapterTable, _Records(records))
     context.segments, context.active = None, frozenset(records)
     if with_adapters:
-        context.pool, context.segments = adapters[0], Segments(*adapters[1:])
+        context.pool, slot, first, token, weight = adapters
+        context.segments = Segments(slot, first, token, weight)
     arguments = dict(zip(call.tensors(), given, strict=True))
     flat = [arguments.get(path, leaf) for path, leaf in call.leaves()]
     args, kwargs = pytree.tree_unflatten(flat, pytree.tree_structure((call.args, call.kwargs)))
