@@ -23,29 +23,29 @@ def loaded(architecture: str) -> BaseModel:
 def test_attention_that_computes_something_else_is_refused(
     architecture: str, wrong: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = dispatch.paged_attention
+    right = dispatch.attend
 
     def attention(*arguments: Any, **options: Any) -> torch.Tensor:
         *tensors, scale = arguments
         options = {"scale": scale, **options, **wrong}
         return right(*tensors, **options)
 
-    monkeypatch.setattr(dispatch, "paged_attention", attention)
+    monkeypatch.setattr(dispatch, "attend", attention)
     with pytest.raises(ModelLoadError, match="other logits"):
         prepare_model(loaded(architecture))
 
 
 def test_nan_logits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "paged_attention", lambda query, *rest, **options: torch.full_like(query, torch.nan))
+    monkeypatch.setattr(dispatch, "attend", lambda query, *rest, **options: torch.full_like(query, torch.nan))
     with pytest.raises(ModelLoadError, match="other logits"):
         prepare_model(loaded("llama"))
 
 
 def test_a_kernel_that_fails_is_a_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: Any) -> None:
+    def broken(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("head size 16 is odd")
 
-    monkeypatch.setattr(dispatch, "write_kv", broken)
+    monkeypatch.setattr(dispatch, "attend", broken)
     with pytest.raises(ModelLoadError, match="head size 16 is odd"):
         prepare_model(loaded("llama"))
 
