@@ -53,8 +53,10 @@ struct Sums {
 #elif defined(__AVX2__)
 
 // Without VNNI: 16-bit products of neighbours, added in 32 bits. (The 8-bit instruction of AVX2 saturates.)
-constexpr int TILE = 3;   // rows: 3 x 4 sums, 3 values and one weight fill the 16 registers; with 8 rows at once, whose
-constexpr int PANEL = 1;  // sums lie in memory, 8 rows of 576 x 576 took 124 us instead of 92 (2-core AVX2 VM, 2026-11-24)
+// 3 x 4 sums, 3 values and one weight fill the 16 registers. 8 rows of 576 x 576 in tiles of 8 x 3 blocks, whose sums lie
+// in memory, took 124 us instead of 92 (2-core AVX2 VM, 2026-11-24).
+constexpr int TILE = 3;   // rows
+constexpr int PANEL = 1;  // blocks: one stream of weights, which the hardware fetches ahead
 using Value = int16_t;    // widened once a row, not once a block
 
 struct Values {

@@ -25,8 +25,8 @@ def float_linear(module: nn.Module) -> nn.Module:
     """`FloatLinear` for a linear that the kernel can take, else the module itself."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
-    fits = weight.is_cpu and weight.is_contiguous() and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    if fits and adapter_kind(module) == "linear" and dispatch.load(weight.device) == "cpu":
+    fits = weight.is_cpu and weight.is_contiguous() and adapter_kind(module) == "linear"
+    if fits and dispatch.load(weight.device) == "cpu":
         assert isinstance(module, nn.Linear)
         return FloatLinear(module)
     return module
