@@ -21,6 +21,7 @@ from server.api.drain import Drain
 from server.api.services import ApiSettings, Services
 from server.engine.async_engine import AsyncEngine
 from server.engine.build import EngineLimits, build_engine
+from server.engine.compute_threads import in_passing
 from server.loading import ending_at_once
 from server.metrics import Metrics
 from server.model.errors import ModelLoadError
@@ -63,7 +64,8 @@ def run(settings: Settings) -> None:
     transformers.utils.logging.disable_progress_bar()  # its bars would stand between the lines of the log
     drain = Drain()
     with ending_at_once():  # until uvicorn has its own handlers in place
-        serve(create_app(settings, drain), drain, settings.host, settings.port, settings.drain_seconds)
+        app = in_passing(lambda: create_app(settings, drain))
+        serve(app, drain, settings.host, settings.port, settings.drain_seconds)
 
 
 def preload(registry: AdapterRegistry, folder: Path) -> None:
@@ -116,12 +118,16 @@ def _device(settings: Settings) -> str:
     return settings.device
 
 
+def _named(dtype: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
 def _dtype(settings: Settings, device: str) -> torch.dtype:
     """float32 on a CPU: without AMX bf16 products are the slowest there (facts measured 2026-11-22)."""
     if settings.dtype == "auto":
         return torch.float32 if device == "cpu" else torch.bfloat16
-    dtype: torch.dtype = getattr(torch, settings.dtype)
-    return dtype
+    return _named(settings.dtype)
 
 
 def _upload_limits(settings: Settings, dtype: torch.dtype) -> Limits:
@@ -132,6 +138,7 @@ def _upload_limits(settings: Settings, dtype: torch.dtype) -> Limits:
 def _limits(settings: Settings) -> EngineLimits:
     return EngineLimits(
         kv_cache_memory=int(settings.kv_cache_memory),
+        kv_cache_dtype=None if settings.kv_cache_dtype == "auto" else _named(settings.kv_cache_dtype),
         adapter_memory=int(settings.adapter_memory),
         max_batch_tokens=settings.max_batch_tokens,
         max_running=settings.max_running,

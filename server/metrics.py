@@ -30,6 +30,8 @@ GAUGES = {  # field of EngineStats -> what it says
     "adapters_resident": "Adapters in device memory.",
     "adapter_bytes_used": "Bytes of device memory held by adapters.",
     "seconds_since_step": "Seconds since the engine's last step; 0 while idle.",
+    "compiling": "1 while the model's layers are compiled in the background.",
+    "layers_compiled": "1 from when the model's layers run compiled.",
 }
 COUNTERS = {
     "prefix_query_tokens": "Prompt tokens looked up in the prefix cache.",

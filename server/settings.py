@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
         "auto",
-        "Type of weights and KV cache; `auto`: float32 on a CPU, bfloat16 on a GPU.",
+        "Type of weights and activations; `auto`: float32 on a CPU, bfloat16 on a GPU.",
         "auto|float32|bfloat16|float16",
     )
     quantize: Literal["none", "int8"] = _option(
@@ -86,9 +86,14 @@ class Settings(BaseSettings):
         "none|int8",
     )
     compile: bool = _option(
-        False,
+        True,
         "Compiles the model's layers in the background (a C++ compiler is needed), serving eagerly meanwhile.",
         "BOOL",
+    )
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+        "auto",
+        "Type of the KV cache; `auto`: as `--dtype`, but float16 for a float32 model under `--quantize int8`.",
+        "auto|float32|bfloat16|float16",
     )
     kv_cache_memory: Size = _option("1GiB", "Device memory for the KV cache of all requests, such as `2GiB`.", "BYTES")
     adapter_memory: Size = _option(

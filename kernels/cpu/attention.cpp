@@ -88,7 +88,13 @@ void run(const Attention& a, const at::Tensor& query, const Cache& cache, const 
   for (size_t i = 0; i < pieces.size(); ++i) order[i] = i, total += pieces[i].cost;
   std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return pieces[x].cost > pieces[y].cost; });
 
-  share_out(pieces.size(), total > SMALL, [&](int64_t i, Scratch& scratch) {
+  const bool parallel = total > SMALL;
+  const int64_t threads = parallel ? at::get_num_threads() : 1;
+  share_out(pieces.size(), parallel, [&](int64_t i, Scratch& scratch) {
+    if (i + threads < int64_t(order.size())) {  // most likely this thread's next piece
+      const Piece& next = pieces[order[i + threads]];
+      cache.fetch(a, tiles[next.tile], cache, next.begin);
+    }
     const Piece& piece = pieces[order[i]];
     const Tile& tile = tiles[piece.tile];
     const int64_t rows = a.rows(tile);

@@ -98,9 +98,21 @@ void multiply(
   }
 }
 
+// Keys or values [first, last) come into the cache: the rows of a head are a stride apart, which the hardware does not
+// foresee.
+template <class T>
+void fetch_rows(
+    const Attention& attention, const Tile& tile, const void* pool, const Pages& pages, int64_t first, int64_t last) {
+  const int64_t row_bytes = attention.dim * int64_t(sizeof(T));
+  pages.walk<T>(pool, attention.table(tile), tile.kv_head, first, last, [&](int64_t, const T* row) {
+    for (int64_t byte = 0; byte < row_bytes; byte += CACHE_LINE)
+      __builtin_prefetch(reinterpret_cast<const char*>(row) + byte, 0, TO_L2);
+  });
+}
+
 // Copies the keys or values [begin, end) of the chunk at `first` into rows of `padded` elements. All else is zero: a
 // page may hold anything behind the request's last token, even NaN, and pages before a window may be gone. Meanwhile the
-// same of the next chunk comes into the cache: the rows of a head are a stride apart, which the hardware does not foresee.
+// same of the next chunk comes into the cache.
 template <class T, class To>
 void load_chunk(
     const Attention& attention, const Tile& tile, const void* pool, const Pages& pages, int64_t first, int64_t begin,
@@ -108,11 +120,7 @@ void load_chunk(
   const int64_t padded = attention.padded, last = std::min(end, first + CHUNK);
   std::fill(to, to + std::max<int64_t>(begin - first, 0) * padded, To(0));
   std::fill(to + (last - first) * padded, to + CHUNK * padded, To(0));
-  const int64_t row_bytes = attention.dim * int64_t(sizeof(T));
-  pages.walk<T>(pool, attention.table(tile), tile.kv_head, last, std::min(tile.end, last + CHUNK), [&](int64_t, const T* row) {
-    for (int64_t byte = 0; byte < row_bytes; byte += CACHE_LINE)
-      __builtin_prefetch(reinterpret_cast<const char*>(row) + byte, 0, TO_L2);
-  });
+  fetch_rows<T>(attention, tile, pool, pages, last, std::min(tile.end, last + CHUNK));
   pages.walk<T>(pool, attention.table(tile), tile.kv_head, std::max(begin, first), last, [&](int64_t position, const T* row) {
     convert_row(to + (position - first) * padded, row, attention.dim, true);
   });
@@ -158,11 +166,16 @@ void attend(
     const Attention& attention, const Tile& tile, const Cache& cache, int64_t begin, int64_t end, Scratch& scratch,
     Sums& sums);
 
-// The pools; only `attend` knows their element type.
+// The first chunk of `tile` from key `begin` on comes into the cache.
+template <class T>
+void fetch_first(const Attention& attention, const Tile& tile, const Cache& cache, int64_t begin);
+
+// The pools; only these two know their element type.
 struct Cache {
   Pages key_pages, value_pages;
   const void *keys, *values;
   decltype(&attend<float>) attend_to;
+  decltype(&fetch_first<float>) fetch;
 
   Cache(const at::Tensor& key_pool, const at::Tensor& value_pool)
       : key_pages(key_pool, "key_pool"),
@@ -171,9 +184,17 @@ struct Cache {
         values(value_pool.const_data_ptr()) {
     with_float(key_pool.scalar_type(), "key_pool", [&](auto* type) {
       attend_to = attend<std::remove_pointer_t<decltype(type)>>;
+      fetch = fetch_first<std::remove_pointer_t<decltype(type)>>;
     });
   }
 };
+
+template <class T>
+void fetch_first(const Attention& attention, const Tile& tile, const Cache& cache, int64_t begin) {
+  const int64_t end = std::min((begin / CHUNK + 1) * CHUNK, tile.end);
+  fetch_rows<T>(attention, tile, cache.keys, cache.key_pages, begin, end);
+  fetch_rows<T>(attention, tile, cache.values, cache.value_pages, begin, end);
+}
 
 template <class T>
 void attend(

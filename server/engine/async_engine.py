@@ -12,6 +12,7 @@ from typing import Self
 
 from server.engine.answer import Answer
 from server.engine.block_pool import PrefixKeys
+from server.engine.compute_threads import ComputeThreads
 from server.engine.core import EngineCore, Outputs
 from server.engine.grammar import GrammarCompiler
 from server.engine.request import FinishReason, GenerationRequest, SamplingParams, StepOutput
@@ -86,12 +87,17 @@ class AsyncEngine:
         self._stopping = False
         self._failed = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads = ComputeThreads()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Start the engine thread; call it on the event loop that will submit."""
+        """Start the engine thread; call it on the event loop that will submit.
+
+        Load and build in `compute_threads.in_passing`, or every step takes up to twice as long.
+        """
         self._loop = asyncio.get_running_loop()
         self._thread.start()
+        self._threads.confine_others()
         self._core.start()
 
     async def stop(self) -> None:
@@ -100,6 +106,7 @@ class AsyncEngine:
         self.notify()
         await asyncio.to_thread(self._thread.join)
         await asyncio.to_thread(self._core.close)
+        self._threads.release()
 
     def check_capacity(self, count: int = 1) -> None:
         """Raise Overloaded if `count` more requests do not fit the queue, InvalidRequest if they never will."""
@@ -141,7 +148,13 @@ class AsyncEngine:
             self._post(lambda: self._core.abort(request_id))
 
     def stats(self) -> EngineStats:
-        return replace(self._core.stats, seconds_since_step=self._core.seconds_since_step())
+        compiler = self._core.compiler
+        return replace(
+            self._core.stats,
+            seconds_since_step=self._core.seconds_since_step(),
+            compiling=compiler is not None and compiler.running,
+            layers_compiled=compiler is not None and compiler.ready,
+        )
 
     def residency(self, digest: str) -> Residency:
         return self._core.scheduler.adapters.residency(digest)
@@ -285,6 +298,7 @@ class AsyncEngine:
 
     def _run(self) -> None:
         """The engine thread: commands, then a step, until told to stop."""
+        self._threads.take()
         try:
             while not self._stopping:
                 outputs: Outputs = []

@@ -36,8 +36,18 @@ class BackgroundCompiler:
         self._thread.start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the end of the work; True if the layers run compiled from the next step on."""
+        """Wait for the end of the work, at most so long; then as `ready`."""
         self._thread.join(seconds)
+        return self.ready
+
+    @property
+    def running(self) -> bool:
+        """Whether the work goes on. Any thread may ask, as for the next."""
+        return self._thread.is_alive()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the layers run compiled from the next step on."""
         return self._context.compiled is not None
 
     def stop(self) -> None:

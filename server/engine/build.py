@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from adapters_store.forms import AdapterWeights
 from server.engine.adapter_loader import AdapterLoader
 from server.engine.adapter_pool import AdapterPool
@@ -19,7 +21,7 @@ from server.engine.status import EngineInfo
 from server.engine.tokenizer import Tokenizer
 from server.model.base import BaseModel
 from server.model.errors import ModelLoadError
-from server.model.kv_cache import KVCache, page_bytes
+from server.model.kv_cache import KVCache, cache_dtype, page_bytes
 from server.model.memory import lazy_bytes
 from server.model.prepare import prepare_model
 from server.model.step_context import AdapterTable
@@ -30,9 +32,13 @@ ADAPTER_SLOTS = 1024  # rows of the record tables, 64 bytes per slot and module:
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """Sizes of the engine. Memory in bytes, the rest in tokens or requests; max_context None: the model's own."""
+    """Sizes of the engine. Memory in bytes, the rest in tokens or requests; max_context None: the model's own.
+
+    kv_cache_dtype None: what `server.model.kv_cache.cache_dtype` says.
+    """
 
     kv_cache_memory: int = 1 << 30
+    kv_cache_dtype: torch.dtype | None = None
     adapter_memory: int = 1 << 30
     max_batch_tokens: int = 512
     max_running: int = 64
@@ -56,7 +62,8 @@ def build_core(
 
     Raises ModelLoadError if the memory given holds no single block or the model cannot be paged.
     """
-    cache = _kv_cache(base, limits.kv_cache_memory)
+    dtype = limits.kv_cache_dtype or cache_dtype(base.dtype, quantization)
+    cache = _kv_cache(base, dtype, limits.kv_cache_memory)
     context = prepare_model(base, quantization)
     adapters = AdapterPool(PageAllocator(limits.adapter_memory // cache.page_bytes, cache.page_bytes), ADAPTER_SLOTS)
     table = AdapterTable(context.module_names, ADAPTER_SLOTS, base.device)
@@ -113,9 +120,9 @@ def build_engine(
     return engine[0]
 
 
-def _kv_cache(base: BaseModel, memory: int) -> KVCache:
+def _kv_cache(base: BaseModel, dtype: torch.dtype, memory: int) -> KVCache:
     shape = (base.num_layers, base.num_kv_heads, base.head_dim)
-    page = page_bytes(*shape, base.dtype, BLOCK_SIZE)
+    page = page_bytes(*shape, dtype, BLOCK_SIZE)
     if memory < page:
         raise ModelLoadError(f"--kv-cache-memory of {memory} bytes holds no block; one block is {page} bytes.")
-    return KVCache(memory // page, *shape, dtype=base.dtype, device=base.device, page_size=BLOCK_SIZE)
+    return KVCache(memory // page, *shape, dtype=dtype, device=base.device, page_size=BLOCK_SIZE)

@@ -60,3 +60,5 @@ class EngineStats:
     running_adapters: tuple[str, ...] = ()  # digests
     waiting_adapters: tuple[str, ...] = ()
     seconds_since_step: float = 0.0  # 0 while idle
+    compiling: bool = False  # the layers, in the background
+    layers_compiled: bool = False

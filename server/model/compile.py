@@ -167,7 +167,7 @@ def _check(twin: BaseModel, layers: Sequence[nn.Module], probe: Probe, codes: Se
 
 def _code(traced: Traced) -> Code:
     # Every layer and every shape of step is compared below, so asserting sizes at each call would only cost time.
-    options = {"size_asserts": False, "compile_threads": 1}
+    options = {"size_asserts": False, "compile_threads": 1, "cpp_wrapper": True}
     mode = traced.inputs[0].fake_mode  # type: ignore[attr-defined]
     with torch.no_grad(), tracing(TracingContext(mode)):
         compiled = standalone_compile(

@@ -45,7 +45,11 @@ class Probe:
         requests = max(len(shape.counts) for shape in SHAPES)
         shape = (twin.num_layers, twin.num_kv_heads, twin.head_dim)
         context.cache = KVCache(
-            requests * _PAGES, *shape, dtype=twin.dtype, device=twin.device, page_size=live.cache.page_size
+            requests * _PAGES,
+            *shape,
+            dtype=live.cache.buffer.dtype,
+            device=twin.device,
+            page_size=live.cache.page_size,
         )
         context.table = AdapterTable(context.module_names, 2, twin.device)
         self._add_adapters()

@@ -48,6 +48,16 @@ class KVCache:
         return self.buffer[0].numel() * self.buffer.element_size()
 
 
+def cache_dtype(model: torch.dtype, quantization: str) -> torch.dtype:
+    """Type of the cache where none is asked for: the model's, so that it loses nothing.
+
+    Beside products in int8 the rounding to float16 does not count: by itself it moves a log probability by 0.0006 nats,
+    int8 by 0.19 (bfloat16: 0.005; `tests.bench.quality`). Reading half the bytes takes attention of 8 requests of 140
+    tokens from 5.4 to 3.2 ms of a step (2-core AVX-512 VM, 2026-11-25).
+    """
+    return torch.float16 if quantization == "int8" and model == torch.float32 else model
+
+
 def page_bytes(layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, page_size: int = 16) -> int:
     """Bytes of one page: both halves of `page_size` tokens of all layers."""
     return layers * 2 * page_size * kv_heads * head_dim * dtype.itemsize

@@ -7,6 +7,7 @@ from server.model.adapter_linear import AdapterEmbedding, AdapterLinear
 from server.model.attention import NAME, register
 from server.model.base import BaseModel
 from server.model.float_linear import float_linear
+from server.model.memory import move_to_huge_pages
 from server.model.quantize import check_quantization, quantize
 from server.model.spec import adapter_kind
 from server.model.step_context import StepContext
@@ -29,6 +30,7 @@ def prepare_model(base: BaseModel, quantization: str = "none") -> StepContext:
     if quantization == "int8":
         quantize(base)
         verify(base, context, expected, forward, quantized=True)
+    move_to_huge_pages(base.model)
     return context
 
 

@@ -1,5 +1,6 @@
 """This server as a user starts it: `polyrank serve` in a process of its own, asked over HTTP."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,8 @@ import psutil
 from tests.bench.client import Call, LoadClient, run_of
 from tests.bench.peers.protocol import Request, Run
 from tests.support.server_process import ServerProcess
+
+COMPILE_SECONDS = 180
 
 
 class OurServer:
@@ -70,6 +73,7 @@ class OurServer:
     def __enter__(self) -> Self:
         try:
             self._process.start()
+            self._await_compiled()
         except BaseException:
             self.close()
             raise
@@ -79,6 +83,13 @@ class OurServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _await_compiled(self) -> None:
+        """Until the layers are compiled, or until it is clear that they will not be."""
+        deadline = time.monotonic() + COMPILE_SECONDS
+        while self.counters()["compiling"] and time.monotonic() < deadline:
+            time.sleep(0.2)  # nothing to wait on but the figure
+        self.facts["compiled"] = "yes" if self.counters()["layers_compiled"] else "no"
 
     def _call(self, request: Request) -> Call:
         query = f"?adapter={quote(request.adapter)}" if request.adapter else ""

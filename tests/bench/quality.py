@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from server.model.base import BaseModel
-from server.model.kv_cache import KVCache
+from server.model.kv_cache import KVCache, cache_dtype
 from server.model.loader import load_base_model
 from server.model.prepare import forward, prepare_model
 from server.model.quantize import CHOICES
@@ -19,11 +19,14 @@ TEXT = Path(__file__).with_name("text.txt")  # written for this test: no model h
 PAGE = 16
 
 
-def window_logits(base: BaseModel, context: StepContext, tokens: list[int]) -> torch.Tensor:
-    """Logits of every token of one window, computed as the prefill of one request; float32 [tokens, vocabulary]."""
+def window_logits(base: BaseModel, context: StepContext, tokens: list[int], cached: torch.dtype) -> torch.Tensor:
+    """Logits of every token of one window, computed as the prefill of one request; float32 [tokens, vocabulary].
+
+    cached: type of the KV cache, through which a prompt's own keys and values pass too.
+    """
     count, pages = len(tokens), -(-len(tokens) // PAGE)
     shape = (base.num_layers, base.num_kv_heads, base.head_dim)
-    context.cache = KVCache(pages, *shape, dtype=base.dtype, device=base.device, page_size=PAGE)
+    context.cache = KVCache(pages, *shape, dtype=cached, device=base.device, page_size=PAGE)
     context.begin(
         AttentionMetadata(
             query_start=torch.tensor([0, count], dtype=torch.int32),
@@ -43,7 +46,7 @@ def measure(model: str, quantization: str, window: int) -> tuple[torch.Tensor, t
     likelihood, likeliest = [], []
     for first in range(0, len(ids) - 1, window):
         tokens = ids[first : first + window + 1]
-        logprobs = window_logits(base, context, tokens[:-1]).log_softmax(dim=-1)
+        logprobs = window_logits(base, context, tokens[:-1], cache_dtype(base.dtype, quantization)).log_softmax(dim=-1)
         likelihood.append(logprobs.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0])
         likeliest.append(logprobs.argmax(dim=-1))
     return torch.cat(likelihood), torch.cat(likeliest)

@@ -58,6 +58,6 @@ def real_server(root: Path) -> Iterator[LiveServer]:
         random_lora(root / "adapters" / name, model, seed, r=8, lora_alpha=32)
     base = save_tiny(root / "base", "llama", max_position_embeddings=1024)
     options = ("--preload", str(root / "adapters"))
-    with ServerProcess(str(base), root / "store", *options, log=root / "log") as server:
+    with ServerProcess(str(base), root / "store", "--no-compile", *options, log=root / "log") as server:
         identity = httpx.get(f"{server.url}/info").json()["model_id"]
         yield LiveServer(server.url, identity, ("legal", "poet"))

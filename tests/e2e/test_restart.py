@@ -44,7 +44,7 @@ def generate(client: httpx.Client, adapter: str | None) -> list[int]:
 def test_kills_during_uploads_lose_nothing_acknowledged(folders: dict[str, Path], tmp_path: Path) -> None:
     chance = random.Random(4)
     acknowledged: dict[str, str] = {}
-    server = ServerProcess(str(folders["base"]), tmp_path / "store", log=tmp_path / "log")
+    server = ServerProcess(str(folders["base"]), tmp_path / "store", "--no-compile", log=tmp_path / "log")
     for round_number in range(KILLS):
         with server, httpx.Client(base_url=server.url, timeout=60) as client:
             for name, digest in acknowledged.items():

@@ -17,7 +17,7 @@ TOKENS = 1500
 def test_a_stream_is_finished_while_new_requests_are_refused(tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base", "llama", max_position_embeddings=2048)
     options = ("--drain-seconds", "600")
-    server = ServerProcess(str(base), tmp_path / "store", *options, log=tmp_path / "log")
+    server = ServerProcess(str(base), tmp_path / "store", "--no-compile", *options, log=tmp_path / "log")
     body = {"inputs": "the answer", "parameters": {"max_new_tokens": TOKENS, "ignore_eos": True}}
     with server, httpx.Client(base_url=server.url, timeout=120) as client:
         with client.stream("POST", "/generate_stream", json=body) as stream:

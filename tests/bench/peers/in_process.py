@@ -13,6 +13,7 @@ from adapters_store.log import open_store
 from adapters_store.registry import AdapterRegistry
 from server.engine.async_engine import AsyncEngine
 from server.engine.build import EngineLimits, build_engine
+from server.engine.compute_threads import in_passing
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.model.loader import load_base_model
 from server.model.quantize import CHOICES
@@ -23,7 +24,7 @@ class InProcess:
     """One engine with all adapters registered."""
 
     def __init__(self, model: str, adapters: Path, dtype: torch.dtype, quantize: str) -> None:
-        base = load_base_model(model, dtype=dtype)
+        base = in_passing(lambda: load_base_model(model, dtype=dtype))
         registry = AdapterRegistry(open_store("memory://"), base.spec, Limits())
         self._digests = {}
         for folder in sorted(adapters.iterdir()):
@@ -32,7 +33,9 @@ class InProcess:
             self._digests[folder.name] = info.digest
         self._loop = asyncio.new_event_loop()
         self._numbers = itertools.count()
-        self._engine: AsyncEngine = build_engine(base, EngineLimits(), registry.load, quantize)
+        self._engine: AsyncEngine = in_passing(
+            lambda: build_engine(base, EngineLimits(), registry.load, quantize, compiling=True)
+        )
         self._loop.run_until_complete(self._start())
 
     def run(self, requests: list[Request]) -> Run:
@@ -40,6 +43,8 @@ class InProcess:
 
     async def _start(self) -> None:
         self._engine.start()
+        while self._engine.stats().compiling:
+            await asyncio.sleep(0.2)  # nothing to wait on but the figure
 
     async def _all(self, requests: list[Request]) -> Run:
         start = time.perf_counter()
