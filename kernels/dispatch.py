@@ -35,6 +35,17 @@ def load(device: str | torch.device = "cpu") -> str:
     return "cpu" if _cpu_loaded else "reference"
 
 
+def keep_threads(count: int) -> None:
+    """Have every kernel that this thread calls use `count` CPU threads, whatever another thread sets later.
+
+    Torch reads the common setting at a thread's first use of it; so do our kernels, for themselves.
+    """
+    torch.set_num_threads(count)
+    torch.get_num_threads()
+    if load() == "cpu":
+        torch.ops.polyrank.threads()
+
+
 def place(segments: Segments, device: str | torch.device) -> Segments:
     """A step's segments, given in host memory, on the device, with what its kernels need beside them.
 

@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import torch
 
+from kernels import dispatch
+
 T = TypeVar("T")
 
 
@@ -25,8 +27,7 @@ class ComputeThreads:
 
     def take(self) -> None:
         """On the engine thread, before it computes."""
-        torch.set_num_threads(self.count)
-        torch.get_num_threads()  # torch reads the common setting at a thread's first use, and from here on no more
+        dispatch.keep_threads(self.count)
         self._taken.set()
 
     def confine_others(self) -> None:

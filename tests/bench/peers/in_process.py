@@ -24,27 +24,28 @@ class InProcess:
     """One engine with all adapters registered."""
 
     def __init__(self, model: str, adapters: Path, dtype: torch.dtype, quantize: str) -> None:
-        base = in_passing(lambda: load_base_model(model, dtype=dtype))
+        self._digests: dict[str, str] = {}
+        self._loop = asyncio.new_event_loop()
+        self._numbers = itertools.count()
+        self._engine: AsyncEngine = in_passing(lambda: self._build(model, adapters, dtype, quantize))
+        self._loop.run_until_complete(self._start())
+        while self._engine.stats().compiling:
+            time.sleep(0.2)  # nothing to wait on but the figure
+
+    def _build(self, model: str, adapters: Path, dtype: torch.dtype, quantize: str) -> AsyncEngine:
+        base = load_base_model(model, dtype=dtype)
         registry = AdapterRegistry(open_store("memory://"), base.spec, Limits())
-        self._digests = {}
         for folder in sorted(adapters.iterdir()):
             config = (folder / "adapter_config.json").read_bytes()
             info, _ = registry.add(folder.name, config, folder / "adapter_model.safetensors")
             self._digests[folder.name] = info.digest
-        self._loop = asyncio.new_event_loop()
-        self._numbers = itertools.count()
-        self._engine: AsyncEngine = in_passing(
-            lambda: build_engine(base, EngineLimits(), registry.load, quantize, compiling=True)
-        )
-        self._loop.run_until_complete(self._start())
+        return build_engine(base, EngineLimits(), registry.load, quantize, compiling=True)
 
     def run(self, requests: list[Request]) -> Run:
         return self._loop.run_until_complete(self._all(requests))
 
     async def _start(self) -> None:
         self._engine.start()
-        while self._engine.stats().compiling:
-            await asyncio.sleep(0.2)  # nothing to wait on but the figure
 
     async def _all(self, requests: list[Request]) -> Run:
         start = time.perf_counter()
