@@ -4,13 +4,15 @@
 #include "factors.h"
 #include "segments.h"
 #include "split.h"
+#include "unrolled.h"
 
 namespace polyrank {
 
 constexpr int64_t EXPAND_UNIT = 2 * STEP;  // columns: the unit in which threads share a right factor
-constexpr bool MANY_REGISTERS = LANES == 16;  // 32 of AVX-512 beside the 16 of AVX2
-constexpr int PAIRS_OF_ONE = MANY_REGISTERS ? 8 : 4;   // one row reads 512 neighbouring bytes of B in bfloat16
-constexpr int PAIRS_OF_TILE = MANY_REGISTERS ? 2 : 1;  // four rows: half of the registers
+
+// Pairs of columns of a tile: its sums fill half of the registers, 32 of AVX-512 or 16 of AVX2. One row reads 512
+// neighbouring bytes of B in bfloat16 so.
+constexpr int pairs_of_tile(int rows) { return std::max<int>((LANES == 16 ? 8 : 4) / rows, 1); }
 
 template <class Y>
 struct Output {
@@ -47,11 +49,9 @@ inline void expand_tile(
   const F* b = static_cast<const F*>(segment.right) + j;
   const float* hidden = segment.hidden + i * rank;
   Pair sums[ROWS][PAIRS];
-  for (auto& row : sums)
-    for (auto& pair : row) pair = {Vec(0.0f), Vec(0.0f)};
+  unrolled<ROWS>([&](auto r) { unrolled<PAIRS>([&](auto p) { sums[r][p] = {Vec(0.0f), Vec(0.0f)}; }); });
   for (int64_t q = 0; q < rank; ++q, b += columns, ahead += columns) {
-#pragma GCC unroll 8
-    for (int p = 0; p < PAIRS; ++p) {
+    unrolled<PAIRS>([&](auto p) {
       __builtin_prefetch(ahead + p * STEP, 0, TO_L2);
       Pair factor;
       if constexpr (CUT) {
@@ -59,13 +59,14 @@ inline void expand_tile(
       } else {
         factor = load_pair(b + p * STEP);
       }
-      for (int r = 0; r < ROWS; ++r) sums[r][p] = fmadd(Vec(hidden[r * rank + q]), factor, sums[r][p]);
-    }
+      unrolled<ROWS>([&](auto r) { sums[r][p] = fmadd(Vec(hidden[r * rank + q]), factor, sums[r][p]); });
+    });
   }
-  for (int r = 0; r < ROWS; ++r)
-    for (int p = 0; p < PAIRS; ++p)
-      output.add(
-          output.entries[segment.first + i + r], segment.bias, sums[r][p], j + p * STEP, CUT ? n : STEP);
+  unrolled<ROWS>([&](auto r) {
+    unrolled<PAIRS>([&](auto p) {
+      output.add(output.entries[segment.first + i + r], segment.bias, sums[r][p], j + p * STEP, CUT ? n : STEP);
+    });
+  });
 }
 
 template <class F, class Y, int ROWS, int PAIRS>
@@ -86,19 +87,19 @@ inline int64_t expand_tiles(
 template <class F, class Y>
 void expand_segment(
     const Segment& segment, const Output<Y>& output, int64_t first, int64_t last, const void* next) {
-  const int64_t tiled = segment.rows() / TILE_ROWS * TILE_ROWS;
-  for (int64_t begin = first; begin < last && tiled; begin += EXPAND_UNIT) {
-    // A strip of B stays in the L1 cache for all rows.
-    for (int64_t i = 0; i < tiled; i += TILE_ROWS) {
-      const int64_t end = std::min(begin + EXPAND_UNIT, last);
-      const int64_t j = expand_tiles<F, Y, TILE_ROWS, PAIRS_OF_TILE>(segment, output, i, begin, end, next);
-      expand_tiles<F, Y, TILE_ROWS, 1>(segment, output, i, j, end, next);
+  // A strip of B stays in the L1 cache for all tiles of rows; a single tile needs none.
+  const int64_t tiles = segment.tiles(), strip = tiles == 1 ? last - first : EXPAND_UNIT;
+  for (int64_t begin = first; begin < last; begin += strip) {
+    const int64_t end = std::min(begin + strip, last);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t i = segment.tile_begin(tile);
+      with_constant<TILE_ROWS>(segment.tile_begin(tile + 1) - i, [&](auto rows) {
+        constexpr int PAIRS = pairs_of_tile(rows);
+        int64_t j = expand_tiles<F, Y, rows, PAIRS>(segment, output, i, begin, end, next);
+        if constexpr (PAIRS > 2) j = expand_tiles<F, Y, rows, 2>(segment, output, i, j, end, next);
+        if constexpr (PAIRS > 1) expand_tiles<F, Y, rows, 1>(segment, output, i, j, end, next);
+      });
     }
-  }
-  for (int64_t i = tiled; i < segment.rows(); ++i) {
-    int64_t j = expand_tiles<F, Y, 1, PAIRS_OF_ONE>(segment, output, i, first, last, next);
-    j = expand_tiles<F, Y, 1, 2>(segment, output, i, j, last, next);
-    expand_tiles<F, Y, 1, 1>(segment, output, i, j, last, next);
   }
 }
 

@@ -7,9 +7,12 @@
 #include <memory>
 #include <vector>
 
+#include "factors.h"
+
 namespace polyrank {
 
-constexpr int TILE_ROWS = 4;  // rows of a segment that share one reading of a factor from the L1 cache
+// Rows of a segment that share one reading and widening of a factor: as many as the sums have registers for.
+constexpr int TILE_ROWS = LANES == 16 ? 8 : 4;
 
 // One row of one segment. A row that stands in several segments is summed in a float buffer (`partial`)
 // from its first to its last entry, so it is rounded once.
@@ -30,7 +33,8 @@ struct Segment {
   const float* bias;    // [out] or null
   float* hidden;        // [rows, rank]
   int64_t rows() const { return last - first; }
-  int64_t tiles() const { return rows() / TILE_ROWS + rows() % TILE_ROWS; }  // a single row takes as long as a tile
+  int64_t tiles() const { return (rows() + TILE_ROWS - 1) / TILE_ROWS; }
+  int64_t tile_begin(int64_t tile) const { return rows() * tile / tiles(); }  // no tile is much smaller than the others
 };
 
 struct Segments {
