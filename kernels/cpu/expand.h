@@ -111,28 +111,45 @@ void expand_columns(
   });
 }
 
+// The parts of an expansion that threads may take: all columns of a segment, or, where two segments may write the same
+// row, all segments of a column: a thread then keeps its columns through all of them, in their order.
+template <class Y>
+struct Expansion {
+  const Segments& segments;
+  Output<Y> output;
+
+  Expansion(const Segments& segments, at::Tensor& y)
+      : segments(segments),
+        output{y.data_ptr<Y>(), y.stride(0), y.size(1), segments.entries.data(), segments.partial.get()} {}
+
+  void add_shares(std::vector<Share>& shares) const {
+    const int64_t units = (output.columns + EXPAND_UNIT - 1) / EXPAND_UNIT;
+    int64_t together = 0;
+    for (const auto& segment : segments.list) {
+      const int64_t cost = FACTOR_BYTES[segment.type] * EXPAND_UNIT * segment.tiles() * (segment.rank + 1);
+      together += cost;
+      if (!segments.partial) shares.push_back({units, cost});
+    }
+    if (segments.partial) shares.push_back({units, together});
+  }
+
+  // Units [first, last) of part `i`.
+  void run(int64_t i, int64_t first, int64_t last) const {
+    const int64_t count = segments.partial ? segments.list.size() : i + 1;
+    for (; i < count; ++i)
+      expand_columns(
+          segments.list[i], output, first * EXPAND_UNIT, std::min(last * EXPAND_UNIT, output.columns),
+          segments.after(i, &Segment::right));
+  }
+};
+
 // Adds every segment's delta to y, from its `hidden`.
 inline void expand(const Segments& segments, at::Tensor& y) {
-  const int64_t out = y.size(1), units = (out + EXPAND_UNIT - 1) / EXPAND_UNIT;
-  std::vector<Share> shares;
-  shares.reserve(segments.list.size());
-  int64_t unit_cost = 0;
-  for (const auto& segment : segments.list) {
-    shares.push_back({units, EXPAND_UNIT * segment.tiles() * (segment.rank + 1)});
-    unit_cost += shares.back().cost;
-  }
   with_float(y.scalar_type(), "y", [&](auto* y_type) {
-    using Y = std::remove_pointer_t<decltype(y_type)>;
-    const Output<Y> output{y.data_ptr<Y>(), y.stride(0), out, segments.entries.data(), segments.partial.get()};
-    const auto columns = [&](int64_t i, int64_t first, int64_t last) {
-      expand_columns(segments.list[i], output, first * EXPAND_UNIT, std::min(last * EXPAND_UNIT, out),
-                     segments.after(i, &Segment::right));
-    };
-    if (!segments.partial) return split_by_cost(shares, columns);
-    // Two segments may write the same row: a thread keeps its columns through all segments, in their order.
-    split_by_cost({{units, unit_cost}}, [&](int64_t, int64_t first, int64_t last) {
-      for (size_t i = 0; i < segments.list.size(); ++i) columns(i, first, last);
-    });
+    const Expansion<std::remove_pointer_t<decltype(y_type)>> expansion(segments, y);
+    std::vector<Share> shares;
+    expansion.add_shares(shares);
+    split_by_cost(shares, [&](int64_t i, int64_t first, int64_t last) { expansion.run(i, first, last); });
   });
 }
 

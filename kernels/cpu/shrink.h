@@ -88,25 +88,33 @@ void shrink_segment(
   }
 }
 
+// Units of a segment's left factor, in bytes read times tiles of rows.
+inline Share shrink_share(const Segment& segment, int64_t in) {
+  const int64_t bytes = FACTOR_BYTES[segment.type] * in * SHRINK_UNIT;
+  return {(segment.rank + SHRINK_UNIT - 1) / SHRINK_UNIT, std::max<int64_t>(bytes * segment.tiles(), 1)};
+}
+
+// Fills units [first, last) of the segment's `hidden`.
+template <class X>
+void shrink_units(const Segments& segments, int64_t i, const X* x, int64_t stride, int64_t in, int64_t first, int64_t last) {
+  const Segment& segment = segments.list[i];
+  with_factor(segment.type, [&](auto* factor_type) {
+    shrink_segment<std::remove_pointer_t<decltype(factor_type)>>(
+        segment, segments.entries.data(), x, stride, in, first * SHRINK_UNIT, std::min(last * SHRINK_UNIT, segment.rank),
+        segments.after(i, &Segment::left));
+  });
+}
+
 // Fills `hidden` of every segment.
 inline void shrink(const Segments& segments, const at::Tensor& x) {
   const int64_t in = x.size(1);
   std::vector<Share> shares;
   shares.reserve(segments.list.size());
-  for (const auto& segment : segments.list) {
-    shares.push_back({(segment.rank + SHRINK_UNIT - 1) / SHRINK_UNIT, std::max<int64_t>(in * SHRINK_UNIT * segment.tiles(), 1)});
-  }
+  for (const auto& segment : segments.list) shares.push_back(shrink_share(segment, in));
   with_float(x.scalar_type(), "x", [&](auto* x_type) {
-    using X = std::remove_pointer_t<decltype(x_type)>;
-    const X* values = x.const_data_ptr<X>();
+    const auto* values = x.const_data_ptr<std::remove_pointer_t<decltype(x_type)>>();
     split_by_cost(shares, [&](int64_t i, int64_t first, int64_t last) {
-      const Segment& segment = segments.list[i];
-      with_factor(segment.type, [&](auto* factor_type) {
-        using F = std::remove_pointer_t<decltype(factor_type)>;
-        shrink_segment<F>(
-            segment, segments.entries.data(), values, x.stride(0), in, first * SHRINK_UNIT,
-            std::min(last * SHRINK_UNIT, segment.rank), segments.after(i, &Segment::left));
-      });
+      shrink_units(segments, i, values, x.stride(0), in, first, last);
     });
   });
 }

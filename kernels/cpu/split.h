@@ -8,9 +8,10 @@
 
 namespace polyrank {
 
-// Multiplications below which a second thread does not pay: both products of 2 x 64 ranks of 576 (74 k each) take 9.9 us
-// on one thread and 11.5 on two, of 8 x 32 ranks (147 k) 18.9 and 12.9 (2-core AVX-512 VM, 2026-11-23).
-constexpr int64_t GRAIN = 65536;
+// Bytes, times the tiles of rows that read them, below which a second thread does not pay: both products of 2 x 64 ranks
+// of 576 in bfloat16 (147 KB each) take 9.9 us on one thread and 11.5 on two, of 8 x 32 ranks (295 KB) 18.9 and 12.9
+// (2-core AVX-512 VM, 2026-11-23).
+constexpr int64_t GRAIN = 131072;
 
 struct Share {
   int64_t units;  // of one segment

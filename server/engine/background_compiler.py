@@ -6,6 +6,7 @@ import os
 import threading
 import time
 
+import torch
 from torch import nn
 
 from server.model.base import BaseModel
@@ -29,6 +30,7 @@ class BackgroundCompiler:
     def __init__(self, base: BaseModel, context: StepContext) -> None:
         self._base = base
         self._context = context
+        self._threads = torch.get_num_threads()  # here, where the engine is built: later they are the engine's alone
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="compile", daemon=True)
 
@@ -88,7 +90,7 @@ class BackgroundCompiler:
         torch._inductor.config.compile_threads = 1
         from server.model.compile import compile_layers, decoder_layers
 
-        return decoder_layers(self._base), compile_layers(self._base, self._context, self._progress)
+        return decoder_layers(self._base), compile_layers(self._base, self._context, self._progress, self._threads)
 
     def _progress(self) -> None:
         if self._stopping:

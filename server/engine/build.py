@@ -38,12 +38,12 @@ class EngineLimits:
     """
 
     kv_cache_memory: int = 1 << 30
-    kv_cache_dtype: torch.dtype | None = None
     adapter_memory: int = 1 << 30
     max_batch_tokens: int = 512
     max_running: int = 64
     max_queued: int = 256
     max_context: int | None = None
+    kv_cache_dtype: torch.dtype | None = None
 
 
 def build_core(

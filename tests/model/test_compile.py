@@ -23,7 +23,7 @@ from tests.support.models import tiny_model, tiny_tokenizer
 
 def refusal(base: BaseModel, context: StepContext) -> str:
     with pytest.raises(CompileError) as raised:
-        compiling.compile_layers(base, context, lambda: None)
+        compiling.compile_layers(base, context, lambda: None, threads=1)
     return str(raised.value)
 
 
