@@ -90,7 +90,7 @@ class TestBackground:
         base = describe(tiny_model("llama"), tiny_tokenizer(), "tiny")
         context = prepare_model(base)
         attach_cache(base, context)
-        monkeypatch.setattr(compiling, "compile_layers", lambda _, __, progress: work(progress))
+        monkeypatch.setattr(compiling, "compile_layers", lambda _, __, progress, ___: work(progress))
         return BackgroundCompiler(base, context)
 
     def test_a_failure_is_told_in_one_line(
