@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import torch
 
-from kernels import checks, int8, reference, varlen
+from kernels import checks, int8, reference
 from kernels.segments import Segments
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -193,6 +193,12 @@ def write_kv(
     if _on_cpu(key) and key_pool.dtype in _TYPES:
         torch.ops.polyrank.write_kv(key, value, key_pool, value_pool, slots)
         return
+    if _pages_on_gpu(key, key_pool, value_pool):
+        from kernels.triton import attention as gpu
+
+        checks.page_shapes(key, value, key_pool, value_pool, slots)
+        gpu.write_kv(key, value, key_pool, value_pool, slots)
+        return
     checks.pages(key, value, key_pool, value_pool, slots)
     reference.write_kv(key, value, key_pool, value_pool, slots)
 
@@ -214,8 +220,11 @@ def paged_attention(
             query, key_pool, value_pool, query_start, kv_length, block_table, scale, window, softcap
         )
         return out
-    if query.is_cuda and varlen.takes(query, key_pool, softcap):
-        return varlen.attention(query, key_pool, value_pool, query_start, kv_length, block_table, scale, window)
+    if _pages_on_gpu(query, key_pool, value_pool):
+        from kernels.triton import attention as gpu
+
+        checks.attention_shapes(query, key_pool, value_pool, query_start, kv_length, block_table)
+        return gpu.attention(query, key_pool, value_pool, query_start, kv_length, block_table, scale, window, softcap)
     checks.attention(query, key_pool, value_pool, query_start, kv_length, block_table, window)
     return reference.paged_attention(
         query, key_pool, value_pool, query_start, kv_length, block_table, scale, window, softcap
@@ -254,6 +263,11 @@ def _on_cpu(tensor: torch.Tensor) -> bool:
 
 def _on_gpu(y: torch.Tensor, x: torch.Tensor) -> bool:
     return y.is_cuda and y.dtype in _TYPES and x.dtype in _TYPES and _has_triton()
+
+
+def _pages_on_gpu(tokens: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor) -> bool:
+    """The kernels take pools of equal strides, as those of a KV cache are."""
+    return _on_gpu(tokens, key_pool) and key_pool.stride() == value_pool.stride() and key_pool.stride(3) == 1
 
 
 def _has_triton() -> bool:
