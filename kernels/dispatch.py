@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from kernels import checks, int8, reference
-from kernels.segments import Segments
+from kernels.segments import Limits, Segments
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _cpu_loaded: bool | None = None  # None: not tried yet
@@ -35,9 +35,10 @@ def load(device: str | torch.device = "cpu") -> str:
     return "cpu" if _cpu_loaded else "reference"
 
 
-def place(segments: Segments, device: str | torch.device) -> Segments:
+def place(segments: Segments, device: str | torch.device, limits: Limits | None = None) -> Segments:
     """A step's segments, given in host memory, on the device, with what its kernels need beside them.
 
+    limits: what any adapter of this server may be, None for the defaults.
     On a GPU this copies without waiting; what it is given must fit the rows and slots of the step, for no kernel looks.
     """
     if torch.device(device).type == "cpu":
@@ -46,7 +47,7 @@ def place(segments: Segments, device: str | torch.device) -> Segments:
     if torch.device(device).type == "cuda" and _has_triton():
         from kernels.triton.chunks import chunks_of
 
-        chunks = chunks_of(segments, device)
+        chunks = chunks_of(segments, device, limits)
     return Segments(
         slot=segments.slot.to(device, non_blocking=True),
         start=segments.start.to(device, non_blocking=True),

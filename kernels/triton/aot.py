@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from kernels.segments import Field
+from kernels.segments import Field, Limits
 from kernels.triton import launch
 from kernels.triton.launch import Width
 
@@ -98,7 +98,7 @@ def _of_adapters(quick: bool) -> Iterator[Variant]:
             yield from _with_types(
                 name, width, half, {**blocks, **parts}, launch.expand_options(row, fused, True), quick
             )
-    options, size = {**launch.OPTIONS, "num_stages": 2}, launch.DEFAULT_WIDTH
+    options, size = {**launch.OPTIONS, "num_stages": 2}, Limits().width
     yield Variant("lora_gate", f"width {size}", "float32", "float32", {"PARTS": 4, "WIDTH": size}, options)
     yield Variant("lora_gather", f"width {size}", "float32", "all", {"WIDTH": size}, options)
 
@@ -123,7 +123,7 @@ def _with_types(
 ) -> Iterator[Variant]:
     types = ["bfloat16", "int8"] if half else ["float32"]
     if width is Width.MEDIUM and not kernel.endswith("fused"):
-        types.append("all")  # what runs where nobody set `Limits.factors`; fused it would take minutes for AMD
+        types.append("all")  # what runs where `Limits.factors` names several; fused it would take minutes for AMD
     if quick:
         types = ["int8" if kernel.endswith("fused") else "bfloat16"] if half and width is Width.MEDIUM else []
     for factors in types:

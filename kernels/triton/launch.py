@@ -15,7 +15,6 @@ import triton
 DECODE_ENTRIES = 64  # up to here a step counts as decode: few chunks, so a launch costs more than reading A again
 FUSED_WEIGHTS = 2**22  # inputs times outputs, up to which reading A anew for each tile of outputs stays in the L2 cache
 REGISTERS = 255  # per thread, on NVIDIA: the most there are
-DEFAULT_WIDTH = 256  # highest rank that h holds unless told otherwise: the server's own default
 
 # Without contraction of products and sums, fused and separate kernels cannot round at different places.
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}

@@ -4,7 +4,6 @@ Buffers come from torch's allocator, so within a captured CUDA graph they belong
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,19 +17,6 @@ from kernels.triton.lora_gather import lora_gather
 from kernels.triton.lora_shrink import lora_shrink
 
 GROUP = 3  # modules of one launch at most
-ALL_FACTORS = 15  # a bit per entry of FACTOR_DTYPES
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the adapters of a server may be: facts of the server, not of a batch, so that a row's bits stay its own.
-
-    width: highest rank (a higher one makes its rows NaN); factors: a bit per entry of FACTOR_DTYPES that occurs,
-    which spares kernels the code for the others (an adapter of another type would add nothing).
-    """
-
-    width: int = launch.DEFAULT_WIDTH
-    factors: int = ALL_FACTORS
 
 
 def lowrank_group(
@@ -39,7 +25,6 @@ def lowrank_group(
     pool: torch.Tensor,
     records: Sequence[torch.Tensor],
     chunks: Chunks,
-    limits: Limits | None = None,
     fuse: bool | None = None,
 ) -> None:
     """`reference.lowrank` for up to 3 modules that read the same x (q, k, v; gate, up), in one or two launches.
@@ -47,14 +32,14 @@ def lowrank_group(
     ys: [T, out] each, of one type; records: int64 [slots, RECORD_FIELDS] each, of one stride; `fuse` None: as the
     launch table says.
     """
-    limits, outer = limits or Limits(), max(y.shape[1] for y in ys)
+    outer = max(y.shape[1] for y in ys)
     if fuse is None:
         fuse = launch.fused(len(chunks.slot), x.shape[1], outer)
     x = _rows(x)
     columns = (int(Field.A), int(Field.RANK), int(Field.DTYPE))
-    h = x if fuse else shrink(x, pool, records, chunks, columns, limits)
+    h = x if fuse else shrink(x, pool, records, chunks, columns)
     parts = launch.shrink_launch(x.dtype, x.shape[1]).parts
-    _expand(ys, h, x, pool, records, chunks, limits, parts, fuse)
+    _expand(ys, h, x, pool, records, chunks, parts, fuse)
 
 
 def gated_lowrank(
@@ -64,13 +49,12 @@ def gated_lowrank(
     records: torch.Tensor,
     gates: torch.Tensor,
     chunks: Chunks,
-    limits: Limits | None = None,
 ) -> None:
     """`reference.gated_lowrank`."""
-    limits, x = limits or Limits(), _rows(x)
-    h = shrink(x, pool, [records], chunks, (int(Field.A), int(Field.RANK), int(Field.DTYPE)), limits)
+    limits, x = chunks.limits, _rows(x)
+    h = shrink(x, pool, [records], chunks, (int(Field.A), int(Field.RANK), int(Field.DTYPE)))
     columns = (int(GateField.ROUTER), int(GateField.ROWS), int(GateField.DTYPE))
-    scores = shrink(x, pool, [gates], chunks, columns, limits)
+    scores = shrink(x, pool, [gates], chunks, columns)
     lora_gate[(h.shape[2],)](
         h,
         scores,
@@ -83,7 +67,7 @@ def gated_lowrank(
         WIDTH=triton.next_power_of_2(limits.width),
         **launch.OPTIONS,
     )
-    _expand([y], h, x, pool, [records], chunks, limits, 1, False)
+    _expand([y], h, x, pool, [records], chunks, 1, False)
 
 
 def lowrank_embedding(
@@ -92,10 +76,9 @@ def lowrank_embedding(
     pool: torch.Tensor,
     records: torch.Tensor,
     chunks: Chunks,
-    limits: Limits | None = None,
 ) -> None:
     """`reference.lowrank_embedding`."""
-    limits = limits or Limits()
+    limits = chunks.limits
     h = torch.empty((1, 1, len(chunks.slot), limits.width), device=y.device)
     lora_gather[(len(chunks.slot),)](
         h,
@@ -109,7 +92,7 @@ def lowrank_embedding(
         WIDTH=triton.next_power_of_2(limits.width),
         **launch.OPTIONS,
     )
-    _expand([y], h, y, pool, [records], chunks, limits, 1, False)
+    _expand([y], h, y, pool, [records], chunks, 1, False)
 
 
 def shrink(
@@ -118,10 +101,9 @@ def shrink(
     records: Sequence[torch.Tensor],
     chunks: Chunks,
     columns: tuple[int, int, int],
-    limits: Limits,
 ) -> torch.Tensor:
     """Parts of `A x` of every entry, float32 [parts, group, entries, width]; beyond an entry's rank undefined."""
-    row, entries = launch.shrink_launch(x.dtype, x.shape[1]), len(chunks.slot)
+    row, entries, limits = launch.shrink_launch(x.dtype, x.shape[1]), len(chunks.slot), chunks.limits
     h = torch.empty((row.parts, len(records), entries, limits.width), device=x.device)
     lora_shrink[(len(chunks.table), row.parts, len(records))](
         h,
@@ -154,7 +136,6 @@ def _expand(
     pool: torch.Tensor,
     records: Sequence[torch.Tensor],
     chunks: Chunks,
-    limits: Limits,
     parts: int,
     fuse: bool,
 ) -> None:
@@ -177,11 +158,11 @@ def _expand(
         chunks.token,
         chunks.weight,
         len(chunks.slot),
-        limits.width,
+        chunks.limits.width,
         FUSED=fuse,
         GROUP=len(ys),
         PARTS=parts,
-        FACTORS=limits.factors,
+        FACTORS=chunks.limits.factors,
         BLOCK_R=row.block_r,
         BLOCK_K=launch.shrink_launch(x.dtype, x.shape[1]).block,
         BLOCK_N=row.block,

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from adapters_store.forms import AdapterWeights
+from adapters_store.safetensors_header import DTYPES
+from kernels.segments import FACTOR_DTYPES, Limits
 from server.engine.adapter_loader import AdapterLoader
 from server.engine.adapter_pool import AdapterPool
 from server.engine.adapter_storage import AdapterStorage
@@ -30,7 +32,10 @@ ADAPTER_SLOTS = 1024  # rows of the record tables, 64 bytes per slot and module:
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """Sizes of the engine. Memory in bytes, the rest in tokens or requests; max_context None: the model's own."""
+    """Sizes of the engine. Memory in bytes, the rest in tokens or requests; max_context None: the model's own.
+
+    max_rank: of any adapter that `load` gives; GPU kernels make room for it.
+    """
 
     kv_cache_memory: int = 1 << 30
     adapter_memory: int = 1 << 30
@@ -38,6 +43,7 @@ class EngineLimits:
     max_running: int = 64
     max_queued: int = 256
     max_context: int | None = None
+    max_rank: int = 256
 
 
 def build_core(
@@ -71,7 +77,7 @@ def build_core(
     embeddings = frozenset(name for name, spec in base.spec.modules.items() if spec.kind == "embedding")
     return EngineCore(
         scheduler,
-        ModelRunner(base, context, adapters, BLOCK_SIZE),
+        ModelRunner(base, context, adapters, BLOCK_SIZE, adapter_limits(limits.max_rank)),
         AdapterStorage(buffer, table),
         AdapterLoader(load, embeddings, wake),
         BackgroundCompiler(base, context) if compiling else None,
@@ -111,6 +117,11 @@ def build_engine(
     grammars = GrammarCompiler(base.tokenizer, base.vocabulary, base.eos_token_ids)
     engine.append(AsyncEngine(core, Tokenizer(base.tokenizer), grammars, info, base.eos_token_ids))
     return engine[0]
+
+
+def adapter_limits(max_rank: int) -> Limits:
+    """Adapters are served in the types of their files."""
+    return Limits(max_rank, sum(1 << FACTOR_DTYPES.index(dtype) for dtype in DTYPES.values()))
 
 
 def _kv_cache(base: BaseModel, memory: int) -> KVCache:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from kernels import dispatch
-from kernels.segments import Segments
+from kernels.segments import Limits, Segments
 from server.engine.adapter_pool import AdapterPool
 from server.engine.answer import Answer
 from server.engine.batch import ScheduledBatch, ScheduledSequence
@@ -29,11 +29,14 @@ class _Rows:
 class ModelRunner:
     """One forward pass per step. Rows of all requests lie flat, one after another, without padding."""
 
-    def __init__(self, base: BaseModel, context: StepContext, adapters: AdapterPool, block_size: int) -> None:
+    def __init__(
+        self, base: BaseModel, context: StepContext, adapters: AdapterPool, block_size: int, limits: Limits
+    ) -> None:
         self._base = base
         self._context = context
         self._adapters = adapters
         self._block_size = block_size
+        self._limits = limits
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch, answers: Mapping[str, Answer]) -> list[Sampled | None]:
@@ -105,7 +108,7 @@ class ModelRunner:
             token=torch.tensor([row for group in members for own, _ in group for row in own], dtype=torch.int32),
             weight=torch.tensor([w for group in members for own, w in group for _ in own], dtype=torch.float32),
         )
-        return dispatch.place(segments, self._base.device)
+        return dispatch.place(segments, self._base.device, self._limits)
 
     def _tensor(self, values: object, dtype: torch.dtype) -> torch.Tensor:
         return torch.as_tensor(values, dtype=dtype).to(self._base.device, non_blocking=True)

@@ -51,6 +51,16 @@ def test_every_rank_is_taken_exactly(rank: int) -> None:
     check((rank, 2, rank, 5, 2, 0), 40, 33, torch.bfloat16, torch.bfloat16, False, swap=1)
 
 
+@pytest.mark.parametrize("fuse", [False, True], ids=["separate", "fused"])
+def test_ranks_beyond_the_default_are_a_matter_of_the_limits(fuse: bool) -> None:
+    pool, records = packed([lowrank_adapter(r, 20, 17, torch.bfloat16) for r in (300, 300, 5)])
+    y, x = on_device(torch.randn(4, 17), torch.randn(4, 20))
+    segments = segments_of(Group(0, [0, 2]), Group(1, [1]), Group(2, [2]))
+    expected = reference.lowrank(y.clone(), x, pool, records, on(segments))
+    assert close(run(y, x, pool, records, segments, fuse=fuse, width=300), expected, 2e-5)
+    assert not close(run(y, x, pool, records, swapped(segments), fuse=fuse, width=300), expected, 2e-5)
+
+
 @pytest.mark.parametrize(("inner", "outer"), [(1030, 17), (17, 1), (1, 130)])
 def test_odd_sizes_and_inputs_in_parts(inner: int, outer: int) -> None:
     check(RANKS, inner, outer, torch.bfloat16, torch.bfloat16, False, swap=3)
