@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from kernels import checks, int8, reference
+from kernels.fixed_segments import FixedSegments
 from kernels.segments import Limits, Segments
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -55,6 +56,12 @@ def place(segments: Segments, device: str | torch.device, limits: Limits | None 
         weight=segments.weight.to(device, non_blocking=True),
         chunks=chunks,
     )
+
+
+def fixed(capacity: int, device: str | torch.device, limits: Limits) -> FixedSegments:
+    """As `place`, but at addresses that stay, for steps of at most `capacity` entries."""
+    with_chunks = torch.device(device).type == "cuda" and _has_triton()
+    return FixedSegments(capacity, device, limits, with_chunks=with_chunks)
 
 
 def lowrank(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from adapters_store.forms import AdapterWeights
 from adapters_store.safetensors_header import DTYPES
+from kernels import dispatch
 from kernels.segments import FACTOR_DTYPES, Limits
 from server.engine.adapter_loader import AdapterLoader
 from server.engine.adapter_pool import AdapterPool
@@ -13,6 +14,8 @@ from server.engine.async_engine import AsyncEngine
 from server.engine.background_compiler import BackgroundCompiler
 from server.engine.block_pool import BlockPool
 from server.engine.core import EngineCore
+from server.engine.decode_graphs import CudaCapture, DecodeGraphs
+from server.engine.decode_inputs import DecodeShape
 from server.engine.grammar import GrammarCompiler
 from server.engine.model_runner import ModelRunner
 from server.engine.page_allocator import PageAllocator
@@ -24,7 +27,7 @@ from server.model.errors import ModelLoadError
 from server.model.kv_cache import KVCache, page_bytes
 from server.model.memory import lazy_bytes
 from server.model.prepare import prepare_model
-from server.model.step_context import AdapterTable
+from server.model.step_context import AdapterTable, StepContext
 
 BLOCK_SIZE = 16
 ADAPTER_SLOTS = 1024  # rows of the record tables, 64 bytes per slot and module: 14 MB for the default model
@@ -75,11 +78,14 @@ def build_core(
         max_running=limits.max_running,
     )
     embeddings = frozenset(name for name, spec in base.spec.modules.items() if spec.kind == "embedding")
+    kinds = adapter_limits(limits.max_rank)
+    on_gpu = dispatch.load(base.device) == "triton"
+    graphs = _decode_graphs(base, context, limits, kinds) if on_gpu else None
     return EngineCore(
         scheduler,
-        ModelRunner(base, context, adapters, BLOCK_SIZE, adapter_limits(limits.max_rank)),
+        ModelRunner(base, context, adapters, BLOCK_SIZE, kinds, graphs),
         AdapterStorage(buffer, table),
-        AdapterLoader(load, embeddings, wake),
+        AdapterLoader(load, embeddings, wake, pinned=on_gpu),
         BackgroundCompiler(base, context) if compiling else None,
     )
 
@@ -96,7 +102,7 @@ def build_engine(
     engine: list[AsyncEngine] = []
     core = build_core(base, limits, load, lambda: engine[0].notify(), quantization, compiling=compiling)
     blocks = core.scheduler.blocks
-    context = min(limits.max_context or base.max_context, base.max_context, blocks.num_blocks * BLOCK_SIZE)
+    context = _max_context(base, limits, blocks.num_blocks)
     info = EngineInfo(
         model_id=base.id,
         fingerprint=base.fingerprint,
@@ -122,6 +128,17 @@ def build_engine(
 def adapter_limits(max_rank: int) -> Limits:
     """Adapters are served in the types of their files."""
     return Limits(max_rank, sum(1 << FACTOR_DTYPES.index(dtype) for dtype in DTYPES.values()))
+
+
+def _max_context(base: BaseModel, limits: EngineLimits, blocks: int) -> int:
+    return min(limits.max_context or base.max_context, base.max_context, blocks * BLOCK_SIZE)
+
+
+def _decode_graphs(base: BaseModel, context: StepContext, limits: EngineLimits, kinds: Limits) -> DecodeGraphs:
+    assert context.cache is not None
+    width = -(-_max_context(base, limits, context.cache.num_pages) // BLOCK_SIZE)
+    rows = min(limits.max_running, limits.max_batch_tokens)
+    return DecodeGraphs(base, context, rows, DecodeShape(width, BLOCK_SIZE, kinds), CudaCapture())
 
 
 def _kv_cache(base: BaseModel, memory: int) -> KVCache:
