@@ -156,6 +156,12 @@ def replace_weight(
             y, x, pool, records, segments.slot, segments.start, segments.token, segments.weight
         )
         return y
+    if segments.chunks is not None and _on_gpu(y, x):
+        from kernels.triton import lowrank as gpu
+
+        checks.product(y, x, pool, records, None)
+        gpu.replace_weight(y, x, pool, records, segments.chunks)
+        return y
     checks.product(y, x, pool, records, segments)
     return reference.replace_weight(y, x, pool, records, segments)
 

@@ -32,7 +32,7 @@ TARGETS = {
     "gfx942": ("hip", "gfx942", 64),
 }
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}  # bytes per block
-FACTORS = {"float32": 1, "bfloat16": 2, "int8": 8, "all": 15}
+FACTORS = {"float32": 1, "bfloat16": 2, "int8": 8, "floats": 7, "all": 15}
 POINTERS = {
     "h": "*fp32", "scores": "*fp32", "weights": "*fp32", "pool": "*u8", "ids": "*i64", "gates": "*i64",
     "records": "*i64", "records0": "*i64", "records1": "*i64", "records2": "*i64",
@@ -40,10 +40,22 @@ POINTERS = {
     "kv_length": "*i32", "block_table": "*i32", "scale": "fp32", "softcap": "fp32",
 }  # fmt: skip
 OWN_TYPES = {"write_kv": {"slots": "*i64"}, "paged_attention": {"tokens": "i32"}, "paged_merge": {"tokens": "i32"}}
-HALF = {"x", "y0", "y1", "y2", "query", "out", "key", "value", "key_pool", "value_pool"}  # of the activations' type
+HALF = {
+    "x",
+    "y",
+    "y0",
+    "y1",
+    "y2",
+    "query",
+    "out",
+    "key",
+    "value",
+    "key_pool",
+    "value_pool",
+}  # of the activations' type
 # Sizes that are multiples of 16 in every real model.
 ROUND = re.compile(
-    r"inner|width|outer\d|x_stride|y\d_stride|(query|head|page|place|kv_head|key|key_head|value|value_head)_stride|count"
+    r"inner|width|outer\d?|x_stride|y\d?_stride|(query|head|page|place|kv_head|key|key_head|value|value_head)_stride|count"
 )
 MODULES = {"paged_merge": "paged_attention"}  # where the file is not named for the kernel
 
@@ -88,16 +100,20 @@ def _of_adapters(quick: bool) -> Iterator[Variant]:
     columns = {"A_COLUMN": int(Field.A), "RANK_COLUMN": int(Field.RANK), "DTYPE_COLUMN": int(Field.DTYPE)}
     for (half, width), row in launch.SHRINK.items():
         sizes = {"GROUP": 3, "PARTS": row.parts, "BLOCK_R": row.block_r, "BLOCK_K": row.block}
-        yield from _with_types("lora_shrink", width, half, {**sizes, **columns}, row.options, quick)
+        yield from _with_types("lora_shrink", width, half, {**sizes, **columns}, row, quick)
     for (half, width), row in launch.EXPAND.items():
         blocks = {"GROUP": 3, "BLOCK_R": row.block_r, "BLOCK_N": row.block}
         for name, inner in (("lora_expand", Width.MEDIUM), ("lora_expand, fused", Width.NARROW)):
             shrink = launch.SHRINK[half, inner]
             fused = name.endswith("fused")
             parts = {"PARTS": shrink.parts, "BLOCK_K": shrink.block, "FUSED": fused}
-            yield from _with_types(
-                name, width, half, {**blocks, **parts}, launch.expand_options(row, fused, True), quick
-            )
+            yield from _with_types(name, width, half, {**blocks, **parts}, row, quick)
+    for half, row in launch.REPLACE.items():
+        sizes = {"BLOCK_R": row.block_r, "BLOCK_K": row.block}
+        dtype = "bfloat16" if half else "float32"
+        for factors in ("floats",) if quick else (dtype, "floats"):
+            constants = {**sizes, "FACTORS": FACTORS[factors]}
+            yield Variant("replace_weight", "any width", dtype, factors, constants, row.options)
     options, size = {**launch.OPTIONS, "num_stages": 2}, Limits().width
     yield Variant("lora_gate", f"width {size}", "float32", "float32", {"PARTS": 4, "WIDTH": size}, options)
     yield Variant("lora_gather", f"width {size}", "float32", "all", {"WIDTH": size}, options)
@@ -119,14 +135,19 @@ def _of_attention(quick: bool) -> Iterator[Variant]:
 
 
 def _with_types(
-    kernel: str, width: Width, half: bool, constants: dict[str, Any], options: dict[str, Any], quick: bool
+    kernel: str, width: Width, half: bool, constants: dict[str, Any], row: launch.Launch, quick: bool
 ) -> Iterator[Variant]:
+    shrinks, fused = kernel == "lora_shrink", kernel.endswith("fused")
     types = ["bfloat16", "int8"] if half else ["float32"]
-    if width is Width.MEDIUM and not kernel.endswith("fused"):
-        types.append("all")  # what runs where `Limits.factors` names several; fused it would take minutes for AMD
+    if not fused and (shrinks or not half or width is not Width.WIDE):  # what `launch` takes for several types
+        types.append("floats")  # those that adapters are uploaded in
+        types += ["all"] if width is Width.MEDIUM else []
     if quick:
-        types = ["int8" if kernel.endswith("fused") else "bfloat16"] if half and width is Width.MEDIUM else []
+        types = ["int8" if fused else "floats"] if half and width is Width.MEDIUM else []
     for factors in types:
+        options = launch.expand_options(row, fused, True)
+        if shrinks:
+            options = launch.shrink_options(row, FACTORS[factors])
         activations = "bfloat16" if half else "float32"
         yield Variant(kernel, str(width), activations, factors, {**constants, "FACTORS": FACTORS[factors]}, options)
 

@@ -64,6 +64,12 @@ EXPAND = {
     (False, Width.WIDE): Launch(block=64, block_r=32, parts=0, warps=8, stages=2),
 }
 
+# By x is a half type; `block_r`: outputs of a tile. A head is read once for each of its chunks of rows.
+REPLACE = {
+    True: Launch(block=64, block_r=64, parts=1, warps=4, stages=3),
+    False: Launch(block=32, block_r=32, parts=1, warps=8, stages=2),
+}
+
 
 def expand_options(row: Launch, fuse: bool, nvidia: bool) -> dict[str, Any]:
     """Warps, stages and bound of registers. Left alone, ptxas spills a value or two to fit more blocks on a processor.
@@ -74,6 +80,16 @@ def expand_options(row: Launch, fuse: bool, nvidia: bool) -> dict[str, Any]:
     return {**options, "maxnreg": REGISTERS} if nvidia else options
 
 
+def shrink_options(row: Launch, factors: int) -> dict[str, Any]:
+    """With code for several types of factors a fourth stage makes ptxas spill."""
+    return {**row.options, "num_stages": min(row.stages, 3)} if several(factors) else row.options
+
+
+def several(factors: int) -> bool:
+    """Whether `Limits.factors` names more than one type."""
+    return bool(factors & (factors - 1))
+
+
 def width_class(size: int) -> Width:
     return Width.NARROW if size <= 1024 else Width.MEDIUM if size <= 8192 else Width.WIDE
 
@@ -82,14 +98,15 @@ def shrink_launch(x: torch.dtype, inner: int) -> Launch:
     return SHRINK[x != torch.float32, width_class(inner)]
 
 
-def expand_launch(y: torch.dtype, outer: int) -> Launch:
-    """`outer`: the widest of a group."""
-    return EXPAND[y != torch.float32, width_class(outer)]
+def expand_launch(y: torch.dtype, outer: int, factors: int) -> Launch:
+    """`outer`: the widest of a group. With code for several types of factors the widest tile would spill registers."""
+    width = width_class(outer)
+    return EXPAND[y != torch.float32, Width.MEDIUM if width is Width.WIDE and several(factors) else width]
 
 
-def fused(entries: int, inner: int, outer: int) -> bool:
-    """Whether one kernel does both products; `outer`: the widest of a group."""
-    return entries <= DECODE_ENTRIES and inner * outer <= FUSED_WEIGHTS
+def fused(entries: int, inner: int, outer: int, factors: int) -> bool:
+    """Whether one kernel does both products; `outer`: the widest of a group. For several types it would spill."""
+    return entries <= DECODE_ENTRIES and inner * outer <= FUSED_WEIGHTS and not several(factors)
 
 
 PARTITION = 512  # keys of one softmax; of a fixed length, so that a row's bits do not depend on who shares the step

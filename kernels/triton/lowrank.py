@@ -15,8 +15,10 @@ from kernels.triton.lora_expand import lora_expand
 from kernels.triton.lora_gate import lora_gate
 from kernels.triton.lora_gather import lora_gather
 from kernels.triton.lora_shrink import lora_shrink
+from kernels.triton.replace_weight import replace_weight as replace_weight_kernel
 
 GROUP = 3  # modules of one launch at most
+FLOATS = 7  # factors of a floating type, a bit per entry of FACTOR_DTYPES
 
 
 def lowrank_group(
@@ -34,7 +36,7 @@ def lowrank_group(
     """
     outer = max(y.shape[1] for y in ys)
     if fuse is None:
-        fuse = launch.fused(len(chunks.slot), x.shape[1], outer)
+        fuse = launch.fused(len(chunks.slot), x.shape[1], outer, chunks.limits.factors)
     x = _rows(x)
     columns = (int(Field.A), int(Field.RANK), int(Field.DTYPE))
     h = x if fuse else shrink(x, pool, records, chunks, columns)
@@ -95,6 +97,32 @@ def lowrank_embedding(
     _expand([y], h, y, pool, [records], chunks, 1, False)
 
 
+def replace_weight(y: torch.Tensor, x: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, chunks: Chunks) -> None:
+    """`reference.replace_weight`; a weight of int8 gives NaN."""
+    x, target, row = _rows(x), _rows(y), launch.REPLACE[x.dtype != torch.float32]
+    replace_weight_kernel[(len(chunks.table), triton.cdiv(y.shape[1], row.block_r))](
+        target,
+        target.stride(0),
+        y.shape[1],
+        x,
+        x.stride(0),
+        x.shape[1],
+        pool,
+        records,
+        records.stride(0),
+        chunks.table,
+        chunks.slot,
+        chunks.token,
+        chunks.weight,
+        FACTORS=chunks.limits.factors & FLOATS,
+        BLOCK_R=row.block_r,
+        BLOCK_K=row.block,
+        **row.options,
+    )
+    if target is not y:
+        y.copy_(target)
+
+
 def shrink(
     x: torch.Tensor,
     pool: torch.Tensor,
@@ -124,7 +152,7 @@ def shrink(
         FACTORS=limits.factors,
         BLOCK_R=row.block_r,
         BLOCK_K=row.block,
-        **row.options,
+        **launch.shrink_options(row, limits.factors),
     )
     return h
 
@@ -141,7 +169,7 @@ def _expand(
 ) -> None:
     targets = [_rows(y) for y in ys]
     outer = max(y.shape[1] for y in ys)
-    row = launch.expand_launch(ys[0].dtype, outer)
+    row = launch.expand_launch(ys[0].dtype, outer, chunks.limits.factors)
     lora_expand[(len(chunks.table), triton.cdiv(outer, row.block), len(ys))](
         *_three(targets),
         *_three([y.stride(0) for y in targets]),

@@ -99,7 +99,7 @@ def _partition(
 
 
 # fmt: off
-@triton.jit(do_not_specialize=["requests", "halvings", "window", "tokens"])
+@triton.jit(do_not_specialize=["requests", "halvings", "window", "tokens", "table_stride"])
 def paged_attention(
     out: tl.tensor, state: tl.tensor, sums: tl.tensor, query: tl.tensor, query_stride: tl.tensor,
     head_stride: tl.tensor, key_pool: tl.tensor, value_pool: tl.tensor, page_stride: tl.tensor,

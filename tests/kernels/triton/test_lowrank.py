@@ -5,7 +5,7 @@ import torch
 
 from kernels import reference
 from kernels.segments import FACTOR_DTYPES, Field, Segments
-from kernels.triton import lowrank
+from kernels.triton import launch, lowrank
 from kernels.triton.chunks import ChunkTable, chunks_of
 from tests.kernels.support import Group, close, lowrank_adapter, segments_of, swapped
 from tests.kernels.triton.interpreter import DEVICE
@@ -183,3 +183,16 @@ def test_a_module_that_the_adapter_leaves_alone_keeps_its_bits() -> None:
     result = run(y, x, pool, records, segments_of(Group(0, [0]), Group(1, [1])))
     assert torch.equal(result[1].view(torch.int32), y[1].view(torch.int32))
     assert not torch.equal(result[0], y[0])
+
+
+def test_which_launch_a_step_takes() -> None:
+    """Code for several types of factors would spill registers in the fused kernel and in the widest tile."""
+    one, floats = 0b0010, 0b0111
+    assert launch.fused(launch.DECODE_ENTRIES, 1024, 1024, one)
+    assert not launch.fused(launch.DECODE_ENTRIES + 1, 1024, 1024, one)
+    assert not launch.fused(1, 1024, 49152, one)
+    assert not launch.fused(1, 1024, 1024, floats)
+    assert (
+        launch.expand_launch(torch.bfloat16, 49152, one).block
+        > launch.expand_launch(torch.bfloat16, 49152, floats).block
+    )
