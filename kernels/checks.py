@@ -54,6 +54,15 @@ def pages(
     key: torch.Tensor, value: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, slots: torch.Tensor
 ) -> None:
     """Arguments of `write_kv`."""
+    page_shapes(key, value, key_pool, value_pool, slots)
+    _inside("slot", slots, key_pool.shape[0] * key_pool.shape[1])
+
+
+def page_shapes(
+    key: torch.Tensor, value: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """What is known of the arguments of `write_kv` without waiting for a GPU."""
+    _alike(key_pool, value_pool)
     for name, tokens, pool in (("key", key, key_pool), ("value", value, value_pool)):
         if tokens.dim() != 3 or pool.dim() != 4 or tokens.shape[1:] != pool.shape[2:]:
             raise ValueError(
@@ -62,7 +71,6 @@ def pages(
             )
         if slots.dim() != 1 or slots.dtype != torch.int64 or len(slots) != len(tokens):
             raise ValueError(f"int64 slots [{len(tokens)}] expected, got {slots.dtype} {list(slots.shape)}")
-        _inside("slot", slots, pool.shape[0] * pool.shape[1])
 
 
 def attention(
@@ -75,8 +83,27 @@ def attention(
     window: int,
 ) -> None:
     """Arguments of `paged_attention`."""
-    if key_pool.dim() != 4 or key_pool.shape != value_pool.shape or key_pool.dtype != value_pool.dtype:
-        raise ValueError(f"key and value pool differ: {list(key_pool.shape)} and {list(value_pool.shape)}")
+    attention_shapes(query, key_pool, value_pool, query_start, kv_length, block_table)
+    queries = query_start.diff()
+    if bool((queries < 0).any()) or bool((queries > kv_length).any()) or int(query_start[-1]) > len(query):
+        raise ValueError(f"queries {query_start.tolist()} do not fit {len(query)} rows and {kv_length.tolist()} keys")
+    page_size = key_pool.shape[1]
+    _inside("kv_length", kv_length, block_table.shape[1] * page_size + 1)
+    for request, (length, count) in enumerate(zip(kv_length.tolist(), queries.tolist(), strict=True)):
+        first = max(length - count - window + 1, 0) // page_size if window > 0 else 0
+        _inside(f"page of request {request}", block_table[request, first : -(-length // page_size)], len(key_pool))
+
+
+def attention_shapes(
+    query: torch.Tensor,
+    key_pool: torch.Tensor,
+    value_pool: torch.Tensor,
+    query_start: torch.Tensor,
+    kv_length: torch.Tensor,
+    block_table: torch.Tensor,
+) -> None:
+    """What is known of the arguments of `paged_attention` without waiting for a GPU."""
+    _alike(key_pool, value_pool)
     kv_heads, dim = key_pool.shape[2:]
     if query.dim() != 3 or query.shape[2] != dim or query.shape[1] % kv_heads:
         raise ValueError(f"query {list(query.shape)} does not fit {kv_heads} KV heads of {dim}")
@@ -89,14 +116,6 @@ def attention(
     for name, tensor in (("query_start", query_start), ("kv_length", kv_length), ("block_table", block_table)):
         if tensor.dtype != torch.int32:
             raise ValueError(f"{name} is {tensor.dtype}; int32 expected")
-    queries = query_start.diff()
-    if bool((queries < 0).any()) or bool((queries > kv_length).any()) or int(query_start[-1]) > len(query):
-        raise ValueError(f"queries {query_start.tolist()} do not fit {len(query)} rows and {kv_length.tolist()} keys")
-    page_size = key_pool.shape[1]
-    _inside("kv_length", kv_length, block_table.shape[1] * page_size + 1)
-    for request, (length, count) in enumerate(zip(kv_length.tolist(), queries.tolist(), strict=True)):
-        first = max(length - count - window + 1, 0) // page_size if window > 0 else 0
-        _inside(f"page of request {request}", block_table[request, first : -(-length // page_size)], len(key_pool))
 
 
 def gates(gates: torch.Tensor, records: torch.Tensor) -> None:
@@ -105,6 +124,11 @@ def gates(gates: torch.Tensor, records: torch.Tensor) -> None:
         raise ValueError(
             f"gates: int64 [{len(records)}, {GATE_FIELDS}] expected, got {gates.dtype} {list(gates.shape)}"
         )
+
+
+def _alike(key_pool: torch.Tensor, value_pool: torch.Tensor) -> None:
+    if key_pool.dim() != 4 or key_pool.shape != value_pool.shape or key_pool.dtype != value_pool.dtype:
+        raise ValueError(f"key and value pool differ: {list(key_pool.shape)} and {list(value_pool.shape)}")
 
 
 def _step(y: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments | None) -> None:

@@ -10,8 +10,9 @@ from importlib.util import find_spec
 
 import torch
 
-from kernels import checks, int8, reference, varlen
-from kernels.segments import Segments
+from kernels import checks, int8, reference
+from kernels.fixed_segments import FixedSegments
+from kernels.segments import Limits, Segments
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _cpu_loaded: bool | None = None  # None: not tried yet
@@ -42,13 +43,14 @@ def keep_threads(count: int) -> None:
     """
     torch.set_num_threads(count)
     torch.get_num_threads()
-    if load() == "cpu":
+    if _cpu_loaded:
         torch.ops.polyrank.threads()
 
 
-def place(segments: Segments, device: str | torch.device) -> Segments:
+def place(segments: Segments, device: str | torch.device, limits: Limits | None = None) -> Segments:
     """A step's segments, given in host memory, on the device, with what its kernels need beside them.
 
+    limits: what any adapter of this server may be, None for the defaults.
     On a GPU this copies without waiting; what it is given must fit the rows and slots of the step, for no kernel looks.
     """
     if torch.device(device).type == "cpu":
@@ -57,7 +59,7 @@ def place(segments: Segments, device: str | torch.device) -> Segments:
     if torch.device(device).type == "cuda" and _has_triton():
         from kernels.triton.chunks import chunks_of
 
-        chunks = chunks_of(segments, device)
+        chunks = chunks_of(segments, device, limits)
     return Segments(
         slot=segments.slot.to(device, non_blocking=True),
         start=segments.start.to(device, non_blocking=True),
@@ -65,6 +67,12 @@ def place(segments: Segments, device: str | torch.device) -> Segments:
         weight=segments.weight.to(device, non_blocking=True),
         chunks=chunks,
     )
+
+
+def fixed(capacity: int, device: str | torch.device, limits: Limits) -> FixedSegments:
+    """As `place`, but at addresses that stay, for steps of at most `capacity` entries."""
+    with_chunks = torch.device(device).type == "cuda" and _has_triton()
+    return FixedSegments(capacity, device, limits, with_chunks=with_chunks)
 
 
 def lowrank(
@@ -159,6 +167,12 @@ def replace_weight(
             y, x, pool, records, segments.slot, segments.start, segments.token, segments.weight
         )
         return y
+    if segments.chunks is not None and _on_gpu(y, x):
+        from kernels.triton import lowrank as gpu
+
+        checks.product(y, x, pool, records, None)
+        gpu.replace_weight(y, x, pool, records, segments.chunks)
+        return y
     checks.product(y, x, pool, records, segments)
     return reference.replace_weight(y, x, pool, records, segments)
 
@@ -204,6 +218,12 @@ def write_kv(
     if _on_cpu(key) and key_pool.dtype in _TYPES:
         torch.ops.polyrank.write_kv(key, value, key_pool, value_pool, slots)
         return
+    if _pages_on_gpu(key, key_pool, value_pool):
+        from kernels.triton import attention as gpu
+
+        checks.page_shapes(key, value, key_pool, value_pool, slots)
+        gpu.write_kv(key, value, key_pool, value_pool, slots)
+        return
     checks.pages(key, value, key_pool, value_pool, slots)
     reference.write_kv(key, value, key_pool, value_pool, slots)
 
@@ -225,8 +245,11 @@ def paged_attention(
             query, key_pool, value_pool, query_start, kv_length, block_table, scale, window, softcap
         )
         return out
-    if query.is_cuda and varlen.takes(query, key_pool, softcap):
-        return varlen.attention(query, key_pool, value_pool, query_start, kv_length, block_table, scale, window)
+    if _pages_on_gpu(query, key_pool, value_pool):
+        from kernels.triton import attention as gpu
+
+        checks.attention_shapes(query, key_pool, value_pool, query_start, kv_length, block_table)
+        return gpu.attention(query, key_pool, value_pool, query_start, kv_length, block_table, scale, window, softcap)
     checks.attention(query, key_pool, value_pool, query_start, kv_length, block_table, window)
     return reference.paged_attention(
         query, key_pool, value_pool, query_start, kv_length, block_table, scale, window, softcap
@@ -265,6 +288,11 @@ def _on_cpu(tensor: torch.Tensor) -> bool:
 
 def _on_gpu(y: torch.Tensor, x: torch.Tensor) -> bool:
     return y.is_cuda and y.dtype in _TYPES and x.dtype in _TYPES and _has_triton()
+
+
+def _pages_on_gpu(tokens: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor) -> bool:
+    """The kernels take pools of equal strides, as those of a KV cache are."""
+    return _on_gpu(tokens, key_pool) and key_pool.stride() == value_pool.stride() and key_pool.stride(3) == 1
 
 
 def _has_triton() -> bool:

@@ -165,12 +165,14 @@ def write_kv(
     """Store each token's key and value in its slot of the paged pool.
 
     key, value: [T, kv_heads, dim]; pools: [pages, page_size, kv_heads, dim] (any page stride);
-    slots: int64 [T], distinct, `page * page_size + position in page`.
+    slots: int64 [T], distinct, `page * page_size + position in page`; a token in slot -1 is not stored (rows that pad
+    a captured step; the door takes them on a GPU only).
     """
-    page_size = key_pool.shape[1]
+    stored = slots >= 0
+    page_size, slots = key_pool.shape[1], slots[stored]
     page, position = slots // page_size, slots % page_size
-    key_pool[page, position] = key.to(key_pool.dtype)
-    value_pool[page, position] = value.to(value_pool.dtype)
+    key_pool[page, position] = key[stored].to(key_pool.dtype)
+    value_pool[page, position] = value[stored].to(value_pool.dtype)
 
 
 def paged_attention(

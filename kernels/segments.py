@@ -1,6 +1,6 @@
 """Which token of a step belongs to which adapter, and where that adapter's factors lie in the pool."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import torch
@@ -39,6 +39,18 @@ GATE_FIELDS = len(GateField)
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What the adapters of a server may be: facts of the server, not of a batch, so that a row's bits stay its own.
+
+    width: highest rank (on a GPU a higher one makes its rows NaN); factors: a bit per entry of FACTOR_DTYPES that
+    occurs, which spares kernels the code for the others (an adapter of another type would add nothing).
+    """
+
+    width: int = 256
+    factors: int = (1 << len(FACTOR_DTYPES)) - 1
+
+
+@dataclass(frozen=True, slots=True)
 class Chunks:
     """Rows of a step in pieces of at most 16 that take the same adapters in the same order.
 
@@ -53,6 +65,7 @@ class Chunks:
     slot: torch.Tensor
     token: torch.Tensor
     weight: torch.Tensor
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,4 +144,5 @@ def _limits(settings: Settings) -> EngineLimits:
         max_running=settings.max_running,
         max_queued=settings.max_queued,
         max_context=settings.max_context,
+        max_rank=settings.max_rank,
     )

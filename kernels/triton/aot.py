@@ -7,6 +7,7 @@ of the assembly for AMD. `--write` renews `RESOURCES.md`; `--quick` compiles one
 """
 
 import argparse
+import importlib
 import json
 import re
 import subprocess
@@ -17,7 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kernels.segments import Field
+import torch
+
+from kernels.segments import Field, Limits
 from kernels.triton import launch
 from kernels.triton.launch import Width
 
@@ -29,13 +32,32 @@ TARGETS = {
     "gfx942": ("hip", "gfx942", 64),
 }
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}  # bytes per block
-FACTORS = {"float32": 1, "bfloat16": 2, "int8": 8, "all": 15}
+FACTORS = {"float32": 1, "bfloat16": 2, "int8": 8, "floats": 7, "all": 15}
 POINTERS = {
     "h": "*fp32", "scores": "*fp32", "weights": "*fp32", "pool": "*u8", "ids": "*i64", "gates": "*i64",
     "records": "*i64", "records0": "*i64", "records1": "*i64", "records2": "*i64",
-    "table": "*i32", "slots": "*i32", "tokens": "*i32",
+    "table": "*i32", "slots": "*i32", "tokens": "*i32", "state": "*fp32", "sums": "*fp32", "query_start": "*i32",
+    "kv_length": "*i32", "block_table": "*i32", "scale": "fp32", "softcap": "fp32",
 }  # fmt: skip
-ROUND = re.compile(r"inner|width|outer\d|x_stride|y\d_stride")  # sizes that are multiples of 16 in every real model
+OWN_TYPES = {"write_kv": {"slots": "*i64"}, "paged_attention": {"tokens": "i32"}, "paged_merge": {"tokens": "i32"}}
+HALF = {
+    "x",
+    "y",
+    "y0",
+    "y1",
+    "y2",
+    "query",
+    "out",
+    "key",
+    "value",
+    "key_pool",
+    "value_pool",
+}  # of the activations' type
+# Sizes that are multiples of 16 in every real model.
+ROUND = re.compile(
+    r"inner|width|outer\d?|x_stride|y\d?_stride|(query|head|page|place|kv_head|key|key_head|value|value_head)_stride|count"
+)
+MODULES = {"paged_merge": "paged_attention"}  # where the file is not named for the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,33 +92,62 @@ def variants(quick: bool = False) -> Iterator[Variant]:
 
     `quick`: one row of each kernel.
     """
+    yield from _of_adapters(quick)
+    yield from _of_attention(quick)
+
+
+def _of_adapters(quick: bool) -> Iterator[Variant]:
     columns = {"A_COLUMN": int(Field.A), "RANK_COLUMN": int(Field.RANK), "DTYPE_COLUMN": int(Field.DTYPE)}
     for (half, width), row in launch.SHRINK.items():
         sizes = {"GROUP": 3, "PARTS": row.parts, "BLOCK_R": row.block_r, "BLOCK_K": row.block}
-        yield from _with_types("lora_shrink", width, half, {**sizes, **columns}, row.options, quick)
+        yield from _with_types("lora_shrink", width, half, {**sizes, **columns}, row, quick)
     for (half, width), row in launch.EXPAND.items():
         blocks = {"GROUP": 3, "BLOCK_R": row.block_r, "BLOCK_N": row.block}
         for name, inner in (("lora_expand", Width.MEDIUM), ("lora_expand, fused", Width.NARROW)):
             shrink = launch.SHRINK[half, inner]
             fused = name.endswith("fused")
             parts = {"PARTS": shrink.parts, "BLOCK_K": shrink.block, "FUSED": fused}
-            yield from _with_types(
-                name, width, half, {**blocks, **parts}, launch.expand_options(row, fused, True), quick
-            )
-    options, size = {**launch.OPTIONS, "num_stages": 2}, launch.DEFAULT_WIDTH
+            yield from _with_types(name, width, half, {**blocks, **parts}, row, quick)
+    for half, row in launch.REPLACE.items():
+        sizes = {"BLOCK_R": row.block_r, "BLOCK_K": row.block}
+        dtype = "bfloat16" if half else "float32"
+        for factors in ("floats",) if quick else (dtype, "floats"):
+            constants = {**sizes, "FACTORS": FACTORS[factors]}
+            yield Variant("replace_weight", "any width", dtype, factors, constants, row.options)
+    options, size = {**launch.OPTIONS, "num_stages": 2}, Limits().width
     yield Variant("lora_gate", f"width {size}", "float32", "float32", {"PARTS": 4, "WIDTH": size}, options)
     yield Variant("lora_gather", f"width {size}", "float32", "all", {"WIDTH": size}, options)
 
 
+def _of_attention(quick: bool) -> Iterator[Variant]:
+    """Four query heads to a KV head, pages of 16 tokens, the usual sizes of heads."""
+    for dtype, dim in ((dtype, dim) for dtype in (torch.bfloat16, torch.float32) for dim in (64, 80, 128, 256)):
+        if quick and (dtype, dim) != (torch.bfloat16, 128):
+            continue
+        row, activations = launch.attention_launch(4, dim, dtype, dtype), str(dtype).removeprefix("torch.")
+        tile = {"PARTITION": launch.PARTITION, "GROUP": 4, "DIM": dim, "BLOCK_M": row.block_m, "BLOCK_D": row.block_d}
+        for name, split in (("paged_attention", False), ("paged_attention, split", True)):
+            own = {"CAPPED": True, "SPLIT": split, "PAGE": 16, "BLOCK_N": row.block_n}
+            yield Variant(name, f"dim {dim}", activations, "none", {**tile, **own}, row.options(True))
+        yield Variant("paged_merge", f"dim {dim}", activations, "none", tile, row.options(True))
+    sizes = {"PAGE": 16, "DIM": 128, "BLOCK": launch.WRITE_BLOCK}
+    yield Variant("write_kv", "dim 128", "bfloat16", "none", sizes, launch.OPTIONS)
+
+
 def _with_types(
-    kernel: str, width: Width, half: bool, constants: dict[str, Any], options: dict[str, Any], quick: bool
+    kernel: str, width: Width, half: bool, constants: dict[str, Any], row: launch.Launch, quick: bool
 ) -> Iterator[Variant]:
+    shrinks, fused = kernel == "lora_shrink", kernel.endswith("fused")
     types = ["bfloat16", "int8"] if half else ["float32"]
-    if width is Width.MEDIUM and not kernel.endswith("fused"):
-        types.append("all")  # what runs where nobody set `Limits.factors`; fused it would take minutes for AMD
+    if not fused and (shrinks or not half or width is not Width.WIDE):  # what `launch` takes for several types
+        types.append("floats")  # those that adapters are uploaded in
+        types += ["all"] if width is Width.MEDIUM else []
     if quick:
-        types = ["int8" if kernel.endswith("fused") else "bfloat16"] if half and width is Width.MEDIUM else []
+        types = ["int8" if fused else "floats"] if half and width is Width.MEDIUM else []
     for factors in types:
+        options = launch.expand_options(row, fused, True)
+        if shrinks:
+            options = launch.shrink_options(row, FACTORS[factors])
         activations = "bfloat16" if half else "float32"
         yield Variant(kernel, str(width), activations, factors, {**constants, "FACTORS": FACTORS[factors]}, options)
 
@@ -107,21 +158,17 @@ def compile_variant(variant: Variant, target: str) -> Resources:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from kernels.triton import lora_expand, lora_gate, lora_gather, lora_shrink
-
-    module: Any = {
-        "lora_shrink": lora_shrink, "lora_expand": lora_expand, "lora_gate": lora_gate, "lora_gather": lora_gather,
-    }[variant.kernel.split(",")[0]]  # fmt: skip
-    function = getattr(module, variant.kernel.split(",")[0])
+    name = variant.kernel.split(",")[0]
+    function = getattr(importlib.import_module(f"kernels.triton.{MODULES.get(name, name)}"), name)
+    types, half = {**POINTERS, **OWN_TYPES.get(name, {})}, {"bfloat16": "*bf16", "float32": "*fp32"}
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(function.params):
-        name = parameter.name
+        own = parameter.name
         if parameter.is_constexpr:
-            signature[name], constants[(index,)] = "constexpr", variant.constants[name]
+            signature[own], constants[(index,)] = "constexpr", variant.constants[own]
             continue
-        half = "*bf16" if variant.activations == "bfloat16" else "*fp32"
-        signature[name] = half if name in ("x", "y0", "y1", "y2") else POINTERS.get(name, "i32")
-        if signature[name].startswith("*") or ROUND.fullmatch(name):
+        signature[own] = half[variant.activations] if own in HALF else types.get(own, "i32")
+        if signature[own].startswith("*") or ROUND.fullmatch(own):
             attributes[(index,)] = [["tt.divisibility", 16]]
     options = dict(variant.options)
     if target == "gfx942":
@@ -166,7 +213,7 @@ def table(rows: list[Resources]) -> str:
         f"Written by `python -m kernels.triton.aot --write` with triton {triton.__version__}. Compiled ahead of time,",
         "never run on a GPU. Registers per thread (gfx942: vector registers), shared memory in bytes per block, spills",
         "in bytes (gfx942: vector registers and bytes of scratch). Rows are those of `launch.py`; `factors` the types",
-        "that the kernel was compiled for.",
+        "that the kernel was compiled for; `x, y` of attention: queries and pools.",
         "",
         "| kernel | row | x, y | factors | target | registers | shared | spills |",
         "|---|---|---|---|---|---|---|---|",

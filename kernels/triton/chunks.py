@@ -10,10 +10,12 @@ product keeps its 16 rows apart, so neither batch-mates nor the row's place in t
 Why 16 rows: the least that tensor cores take. More would waste them in decode, where an adapter often has one row.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from kernels.segments import Chunks, Segments
+from kernels.segments import Chunks, Limits, Segments
 
 ROWS = 16  # rows of a chunk at most
 _COLUMNS = 3  # of the table
@@ -25,10 +27,12 @@ class ChunkTable:
     The grid of a kernel is `max_chunks`; programs of unused chunks return at once.
     """
 
-    def __init__(self, max_entries: int, max_chunks: int, device: torch.device | str) -> None:
+    def __init__(
+        self, max_entries: int, max_chunks: int, device: torch.device | str, limits: Limits | None = None
+    ) -> None:
         self._buffer = torch.zeros(max_chunks * _COLUMNS + 3 * max_entries, dtype=torch.int32, device=device)
         self._max_chunks, self._max_entries = max_chunks, max_entries
-        self.chunks = _views(self._buffer, max_chunks)
+        self.chunks = replace(_views(self._buffer, max_chunks), limits=limits or Limits())
         self.chunks.slot.fill_(-1)
 
     def fill(self, segments: Segments) -> Chunks:
@@ -48,10 +52,10 @@ class ChunkTable:
         return self.chunks
 
 
-def chunks_of(segments: Segments, device: torch.device | str) -> Chunks:
+def chunks_of(segments: Segments, device: torch.device | str, limits: Limits | None = None) -> Chunks:
     """The chunks of one step given in host memory, in tensors that just fit; never empty."""
     table, order = layout(segments)
-    return ChunkTable(max(len(order), 1), max(len(table), 1), device).fill(segments)
+    return ChunkTable(max(len(order), 1), max(len(table), 1), device, limits).fill(segments)
 
 
 def layout(segments: Segments) -> tuple[np.ndarray, np.ndarray]:

@@ -10,11 +10,11 @@ from enum import StrEnum
 from typing import Any
 
 import torch
+import triton
 
 DECODE_ENTRIES = 64  # up to here a step counts as decode: few chunks, so a launch costs more than reading A again
 FUSED_WEIGHTS = 2**22  # inputs times outputs, up to which reading A anew for each tile of outputs stays in the L2 cache
-EXPAND_REGISTERS = 255  # per thread, on NVIDIA: the most there are
-DEFAULT_WIDTH = 256  # highest rank that h holds unless told otherwise: the server's own default
+REGISTERS = 255  # per thread, on NVIDIA: the most there are
 
 # Without contraction of products and sums, fused and separate kernels cannot round at different places.
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
@@ -64,6 +64,12 @@ EXPAND = {
     (False, Width.WIDE): Launch(block=64, block_r=32, parts=0, warps=8, stages=2),
 }
 
+# By x is a half type; `block_r`: outputs of a tile. A head is read once for each of its chunks of rows.
+REPLACE = {
+    True: Launch(block=64, block_r=64, parts=1, warps=4, stages=3),
+    False: Launch(block=32, block_r=32, parts=1, warps=8, stages=2),
+}
+
 
 def expand_options(row: Launch, fuse: bool, nvidia: bool) -> dict[str, Any]:
     """Warps, stages and bound of registers. Left alone, ptxas spills a value or two to fit more blocks on a processor.
@@ -71,7 +77,17 @@ def expand_options(row: Launch, fuse: bool, nvidia: bool) -> dict[str, Any]:
     Fused, the values of both products are alive: 8 warps share them.
     """
     options = {**row.options, "num_warps": 8} if fuse else row.options
-    return {**options, "maxnreg": EXPAND_REGISTERS} if nvidia else options
+    return {**options, "maxnreg": REGISTERS} if nvidia else options
+
+
+def shrink_options(row: Launch, factors: int) -> dict[str, Any]:
+    """With code for several types of factors a fourth stage makes ptxas spill."""
+    return {**row.options, "num_stages": min(row.stages, 3)} if several(factors) else row.options
+
+
+def several(factors: int) -> bool:
+    """Whether `Limits.factors` names more than one type."""
+    return bool(factors & (factors - 1))
 
 
 def width_class(size: int) -> Width:
@@ -82,11 +98,51 @@ def shrink_launch(x: torch.dtype, inner: int) -> Launch:
     return SHRINK[x != torch.float32, width_class(inner)]
 
 
-def expand_launch(y: torch.dtype, outer: int) -> Launch:
-    """`outer`: the widest of a group."""
-    return EXPAND[y != torch.float32, width_class(outer)]
+def expand_launch(y: torch.dtype, outer: int, factors: int) -> Launch:
+    """`outer`: the widest of a group. With code for several types of factors the widest tile would spill registers."""
+    width = width_class(outer)
+    return EXPAND[y != torch.float32, Width.MEDIUM if width is Width.WIDE and several(factors) else width]
 
 
-def fused(entries: int, inner: int, outer: int) -> bool:
-    """Whether one kernel does both products; `outer`: the widest of a group."""
-    return entries <= DECODE_ENTRIES and inner * outer <= FUSED_WEIGHTS
+def fused(entries: int, inner: int, outer: int, factors: int) -> bool:
+    """Whether one kernel does both products; `outer`: the widest of a group. For several types it would spill."""
+    return entries <= DECODE_ENTRIES and inner * outer <= FUSED_WEIGHTS and not several(factors)
+
+
+PARTITION = 512  # keys of one softmax; of a fixed length, so that a row's bits do not depend on who shares the step
+SPLIT_PROGRAMS = 256  # up to here the rows alone leave processors idle
+SPLIT_GRID = 2**15  # above, starting programs that find no keys costs more than it gains
+WRITE_BLOCK = 1024  # numbers of a row's keys that one program of `write_kv` stores
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLaunch:
+    """Rows, keys and padded head size of a program's tile."""
+
+    block_m: int
+    block_n: int
+    block_d: int
+    warps: int
+    stages: int
+
+    def options(self, nvidia: bool) -> dict[str, Any]:
+        """As `expand_options`."""
+        options = {**OPTIONS, "num_warps": self.warps, "num_stages": self.stages}
+        return {**options, "maxnreg": REGISTERS} if nvidia else options
+
+
+def attention_launch(group: int, dim: int, query: torch.dtype, pool: torch.dtype) -> AttentionLaunch:
+    """By the model's shapes and types alone: another tile would be another order of sums.
+
+    16 rows, or what the heads of one KV head (`group`) take: decode, with a query or a few per tile, reads its keys at
+    the speed of memory either way, and larger tiles would only help long prompts. float32 runs on the ordinary units.
+    """
+    block_m, block_d = max(16, triton.next_power_of_2(group)), max(16, triton.next_power_of_2(dim))
+    half = query == pool != torch.float32
+    block_n = min(64, 64 * 128 // block_d) if half else min(32, 32 * 64 // block_d)
+    return AttentionLaunch(block_m, max(16, block_n), block_d, warps=4 if half else 8, stages=2)
+
+
+def split(programs: int, partitions: int) -> bool:
+    """Whether every partition gets a program of its own; `programs`: tiles of rows times KV heads."""
+    return partitions > 1 and programs <= SPLIT_PROGRAMS and programs * partitions <= SPLIT_GRID

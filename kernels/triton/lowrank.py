@@ -4,7 +4,6 @@ Buffers come from torch's allocator, so within a captured CUDA graph they belong
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,21 +15,10 @@ from kernels.triton.lora_expand import lora_expand
 from kernels.triton.lora_gate import lora_gate
 from kernels.triton.lora_gather import lora_gather
 from kernels.triton.lora_shrink import lora_shrink
+from kernels.triton.replace_weight import replace_weight as replace_weight_kernel
 
 GROUP = 3  # modules of one launch at most
-ALL_FACTORS = 15  # a bit per entry of FACTOR_DTYPES
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the adapters of a server may be: facts of the server, not of a batch, so that a row's bits stay its own.
-
-    width: highest rank (a higher one makes its rows NaN); factors: a bit per entry of FACTOR_DTYPES that occurs,
-    which spares kernels the code for the others (an adapter of another type would add nothing).
-    """
-
-    width: int = launch.DEFAULT_WIDTH
-    factors: int = ALL_FACTORS
+FLOATS = 7  # factors of a floating type, a bit per entry of FACTOR_DTYPES
 
 
 def lowrank_group(
@@ -39,7 +27,6 @@ def lowrank_group(
     pool: torch.Tensor,
     records: Sequence[torch.Tensor],
     chunks: Chunks,
-    limits: Limits | None = None,
     fuse: bool | None = None,
 ) -> None:
     """`reference.lowrank` for up to 3 modules that read the same x (q, k, v; gate, up), in one or two launches.
@@ -47,14 +34,14 @@ def lowrank_group(
     ys: [T, out] each, of one type; records: int64 [slots, RECORD_FIELDS] each, of one stride; `fuse` None: as the
     launch table says.
     """
-    limits, outer = limits or Limits(), max(y.shape[1] for y in ys)
+    outer = max(y.shape[1] for y in ys)
     if fuse is None:
-        fuse = launch.fused(len(chunks.slot), x.shape[1], outer)
+        fuse = launch.fused(len(chunks.slot), x.shape[1], outer, chunks.limits.factors)
     x = _rows(x)
     columns = (int(Field.A), int(Field.RANK), int(Field.DTYPE))
-    h = x if fuse else shrink(x, pool, records, chunks, columns, limits)
+    h = x if fuse else shrink(x, pool, records, chunks, columns)
     parts = launch.shrink_launch(x.dtype, x.shape[1]).parts
-    _expand(ys, h, x, pool, records, chunks, limits, parts, fuse)
+    _expand(ys, h, x, pool, records, chunks, parts, fuse)
 
 
 def gated_lowrank(
@@ -64,13 +51,12 @@ def gated_lowrank(
     records: torch.Tensor,
     gates: torch.Tensor,
     chunks: Chunks,
-    limits: Limits | None = None,
 ) -> None:
     """`reference.gated_lowrank`."""
-    limits, x = limits or Limits(), _rows(x)
-    h = shrink(x, pool, [records], chunks, (int(Field.A), int(Field.RANK), int(Field.DTYPE)), limits)
+    limits, x = chunks.limits, _rows(x)
+    h = shrink(x, pool, [records], chunks, (int(Field.A), int(Field.RANK), int(Field.DTYPE)))
     columns = (int(GateField.ROUTER), int(GateField.ROWS), int(GateField.DTYPE))
-    scores = shrink(x, pool, [gates], chunks, columns, limits)
+    scores = shrink(x, pool, [gates], chunks, columns)
     lora_gate[(h.shape[2],)](
         h,
         scores,
@@ -83,7 +69,7 @@ def gated_lowrank(
         WIDTH=triton.next_power_of_2(limits.width),
         **launch.OPTIONS,
     )
-    _expand([y], h, x, pool, [records], chunks, limits, 1, False)
+    _expand([y], h, x, pool, [records], chunks, 1, False)
 
 
 def lowrank_embedding(
@@ -92,10 +78,9 @@ def lowrank_embedding(
     pool: torch.Tensor,
     records: torch.Tensor,
     chunks: Chunks,
-    limits: Limits | None = None,
 ) -> None:
     """`reference.lowrank_embedding`."""
-    limits = limits or Limits()
+    limits = chunks.limits
     h = torch.empty((1, 1, len(chunks.slot), limits.width), device=y.device)
     lora_gather[(len(chunks.slot),)](
         h,
@@ -109,7 +94,33 @@ def lowrank_embedding(
         WIDTH=triton.next_power_of_2(limits.width),
         **launch.OPTIONS,
     )
-    _expand([y], h, y, pool, [records], chunks, limits, 1, False)
+    _expand([y], h, y, pool, [records], chunks, 1, False)
+
+
+def replace_weight(y: torch.Tensor, x: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, chunks: Chunks) -> None:
+    """`reference.replace_weight`; a weight of int8 gives NaN."""
+    x, target, row = _rows(x), _rows(y), launch.REPLACE[x.dtype != torch.float32]
+    replace_weight_kernel[(len(chunks.table), triton.cdiv(y.shape[1], row.block_r))](
+        target,
+        target.stride(0),
+        y.shape[1],
+        x,
+        x.stride(0),
+        x.shape[1],
+        pool,
+        records,
+        records.stride(0),
+        chunks.table,
+        chunks.slot,
+        chunks.token,
+        chunks.weight,
+        FACTORS=chunks.limits.factors & FLOATS,
+        BLOCK_R=row.block_r,
+        BLOCK_K=row.block,
+        **row.options,
+    )
+    if target is not y:
+        y.copy_(target)
 
 
 def shrink(
@@ -118,10 +129,9 @@ def shrink(
     records: Sequence[torch.Tensor],
     chunks: Chunks,
     columns: tuple[int, int, int],
-    limits: Limits,
 ) -> torch.Tensor:
     """Parts of `A x` of every entry, float32 [parts, group, entries, width]; beyond an entry's rank undefined."""
-    row, entries = launch.shrink_launch(x.dtype, x.shape[1]), len(chunks.slot)
+    row, entries, limits = launch.shrink_launch(x.dtype, x.shape[1]), len(chunks.slot), chunks.limits
     h = torch.empty((row.parts, len(records), entries, limits.width), device=x.device)
     lora_shrink[(len(chunks.table), row.parts, len(records))](
         h,
@@ -142,7 +152,7 @@ def shrink(
         FACTORS=limits.factors,
         BLOCK_R=row.block_r,
         BLOCK_K=row.block,
-        **row.options,
+        **launch.shrink_options(row, limits.factors),
     )
     return h
 
@@ -154,13 +164,12 @@ def _expand(
     pool: torch.Tensor,
     records: Sequence[torch.Tensor],
     chunks: Chunks,
-    limits: Limits,
     parts: int,
     fuse: bool,
 ) -> None:
     targets = [_rows(y) for y in ys]
     outer = max(y.shape[1] for y in ys)
-    row = launch.expand_launch(ys[0].dtype, outer)
+    row = launch.expand_launch(ys[0].dtype, outer, chunks.limits.factors)
     lora_expand[(len(chunks.table), triton.cdiv(outer, row.block), len(ys))](
         *_three(targets),
         *_three([y.stride(0) for y in targets]),
@@ -177,11 +186,11 @@ def _expand(
         chunks.token,
         chunks.weight,
         len(chunks.slot),
-        limits.width,
+        chunks.limits.width,
         FUSED=fuse,
         GROUP=len(ys),
         PARTS=parts,
-        FACTORS=limits.factors,
+        FACTORS=chunks.limits.factors,
         BLOCK_R=row.block_r,
         BLOCK_K=launch.shrink_launch(x.dtype, x.shape[1]).block,
         BLOCK_N=row.block,

@@ -25,15 +25,22 @@ class Loaded:
 class AdapterLoader:
     """Loads by digest on its own threads; finished loads are collected with `poll`.
 
-    `load` reads and verifies an adapter (it may block); `on_done` wakes the engine, from a loader thread.
+    `load` reads and verifies an adapter (it may block); `on_done` wakes the engine, from a loader thread; pinned: as
+    for `pack`.
     """
 
     def __init__(
-        self, load: Callable[[str], AdapterWeights], embeddings: frozenset[str], on_done: Callable[[], None]
+        self,
+        load: Callable[[str], AdapterWeights],
+        embeddings: frozenset[str],
+        on_done: Callable[[], None],
+        *,
+        pinned: bool = False,
     ) -> None:
         self._load = load
         self._embeddings = embeddings
         self._on_done = on_done
+        self._pinned = pinned
         self._done: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="adapter-loader")
 
@@ -57,7 +64,7 @@ class AdapterLoader:
 
     def _run(self, digest: str) -> None:
         try:
-            outcome = Loaded(digest, pack(self._load(digest), self._embeddings))
+            outcome = Loaded(digest, pack(self._load(digest), self._embeddings, pinned=self._pinned))
         except CodedError as error:
             outcome = Loaded(digest, None, error)
         except Exception as error:  # a failed load is an output of the requests that wait for it, not of the engine

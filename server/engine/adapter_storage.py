@@ -29,8 +29,11 @@ class PackedAdapter:
 _OFFSET_FIELDS = (Field.A, Field.B, Field.D, Field.BIAS, Field.WEIGHT, Field.WEIGHT_BIAS)
 
 
-def pack(weights: AdapterWeights, embeddings: frozenset[str]) -> PackedAdapter:
-    """Lay out factors as the kernels read them: B transposed, and on `embeddings` (module names) A transposed too."""
+def pack(weights: AdapterWeights, embeddings: frozenset[str], *, pinned: bool = False) -> PackedAdapter:
+    """Lay out factors as the kernels read them: B transposed, and on `embeddings` (module names) A transposed too.
+
+    pinned: in one piece of pinned memory, so that copies to a GPU do not wait.
+    """
     blocks: list[torch.Tensor] = []
     records: dict[str, list[int]] = {}
 
@@ -56,7 +59,16 @@ def pack(weights: AdapterWeights, embeddings: frozenset[str]) -> PackedAdapter:
                 record[Field.WEIGHT] = block(form.weight)
                 record[Field.WEIGHT_BIAS] = block(form.bias, torch.float32)
         records[name] = record
-    return PackedAdapter(weights.digest, tuple(blocks), records)
+    return PackedAdapter(weights.digest, _pinned(blocks) if pinned else tuple(blocks), records)
+
+
+def _pinned(blocks: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    whole = torch.empty(sum(len(block) for block in blocks), dtype=torch.uint8, pin_memory=True)
+    places, start = [], 0
+    for block in blocks:
+        places.append(whole[start : start + len(block)].copy_(block))
+        start += len(block)
+    return tuple(places)
 
 
 class AdapterStorage:
@@ -69,12 +81,13 @@ class AdapterStorage:
 
     def write(self, placement: Placement, adapter: PackedAdapter) -> None:
         """Copy an adapter to its place and publish its records; the slot's former adapter is gone."""
+        # On a GPU no copy waits; the next step, on the same stream, follows them. Torch keeps pinned memory until then.
         for offset, block in zip(placement.offsets, adapter.blocks, strict=True):
-            self._buffer[offset : offset + block.numel()].copy_(block)
-        self._table.clear(placement.slot)
+            self._buffer[offset : offset + block.numel()].copy_(block, non_blocking=True)
+        placed = {}
         for name, record in adapter.records.items():
-            placed = list(record)
+            own = placed[self._index[name]] = list(record)
             for column in _OFFSET_FIELDS:
                 if record[column] >= 0:
-                    placed[column] = placement.offsets[record[column]]
-            self._table.set(placement.slot, self._index[name], placed)
+                    own[column] = placement.offsets[record[column]]
+        self._table.write(placement.slot, placed)

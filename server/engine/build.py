@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from adapters_store.forms import AdapterWeights
+from adapters_store.safetensors_header import DTYPES
+from kernels import dispatch
+from kernels.segments import FACTOR_DTYPES, Limits
 from server.engine.adapter_loader import AdapterLoader
 from server.engine.adapter_pool import AdapterPool
 from server.engine.adapter_storage import AdapterStorage
@@ -13,6 +16,8 @@ from server.engine.async_engine import AsyncEngine
 from server.engine.background_compiler import BackgroundCompiler
 from server.engine.block_pool import BlockPool
 from server.engine.core import EngineCore
+from server.engine.decode_graphs import CudaCapture, DecodeGraphs
+from server.engine.decode_inputs import DecodeShape
 from server.engine.grammar import GrammarCompiler
 from server.engine.model_runner import ModelRunner
 from server.engine.page_allocator import PageAllocator
@@ -24,7 +29,7 @@ from server.model.errors import ModelLoadError
 from server.model.kv_cache import KVCache, cache_dtype, page_bytes
 from server.model.memory import lazy_bytes
 from server.model.prepare import prepare_model
-from server.model.step_context import AdapterTable
+from server.model.step_context import AdapterTable, StepContext
 
 BLOCK_SIZE = 16
 ADAPTER_SLOTS = 1024  # rows of the record tables, 64 bytes per slot and module: 14 MB for the default model
@@ -34,7 +39,8 @@ ADAPTER_SLOTS = 1024  # rows of the record tables, 64 bytes per slot and module:
 class EngineLimits:
     """Sizes of the engine. Memory in bytes, the rest in tokens or requests; max_context None: the model's own.
 
-    kv_cache_dtype None: what `server.model.kv_cache.cache_dtype` says.
+    kv_cache_dtype None: what `server.model.kv_cache.cache_dtype` says. max_rank: of any adapter that `load` gives; GPU
+    kernels make room for it.
     """
 
     kv_cache_memory: int = 1 << 30
@@ -43,6 +49,7 @@ class EngineLimits:
     max_running: int = 64
     max_queued: int = 256
     max_context: int | None = None
+    max_rank: int = 256
     kv_cache_dtype: torch.dtype | None = None
 
 
@@ -76,11 +83,14 @@ def build_core(
         max_running=limits.max_running,
     )
     embeddings = frozenset(name for name, spec in base.spec.modules.items() if spec.kind == "embedding")
+    kinds = adapter_limits(limits.max_rank)
+    on_gpu = dispatch.load(base.device) == "triton"
+    graphs = _decode_graphs(base, context, limits, kinds) if on_gpu else None
     return EngineCore(
         scheduler,
-        ModelRunner(base, context, adapters, BLOCK_SIZE),
+        ModelRunner(base, context, adapters, BLOCK_SIZE, kinds, graphs),
         AdapterStorage(buffer, table),
-        AdapterLoader(load, embeddings, wake),
+        AdapterLoader(load, embeddings, wake, pinned=on_gpu),
         BackgroundCompiler(base, context) if compiling else None,
     )
 
@@ -97,7 +107,7 @@ def build_engine(
     engine: list[AsyncEngine] = []
     core = build_core(base, limits, load, lambda: engine[0].notify(), quantization, compiling=compiling)
     blocks = core.scheduler.blocks
-    context = min(limits.max_context or base.max_context, base.max_context, blocks.num_blocks * BLOCK_SIZE)
+    context = _max_context(base, limits, blocks.num_blocks)
     info = EngineInfo(
         model_id=base.id,
         fingerprint=base.fingerprint,
@@ -118,6 +128,22 @@ def build_engine(
     grammars = GrammarCompiler(base.tokenizer, base.vocabulary, base.eos_token_ids)
     engine.append(AsyncEngine(core, Tokenizer(base.tokenizer), grammars, info, base.eos_token_ids))
     return engine[0]
+
+
+def adapter_limits(max_rank: int) -> Limits:
+    """Adapters are served in the types of their files."""
+    return Limits(max_rank, sum(1 << FACTOR_DTYPES.index(dtype) for dtype in DTYPES.values()))
+
+
+def _max_context(base: BaseModel, limits: EngineLimits, blocks: int) -> int:
+    return min(limits.max_context or base.max_context, base.max_context, blocks * BLOCK_SIZE)
+
+
+def _decode_graphs(base: BaseModel, context: StepContext, limits: EngineLimits, kinds: Limits) -> DecodeGraphs:
+    assert context.cache is not None
+    width = -(-_max_context(base, limits, context.cache.num_pages) // BLOCK_SIZE)
+    rows = min(limits.max_running, limits.max_batch_tokens)
+    return DecodeGraphs(base, context, rows, DecodeShape(width, BLOCK_SIZE, kinds), CudaCapture())
 
 
 def _kv_cache(base: BaseModel, dtype: torch.dtype, memory: int) -> KVCache:

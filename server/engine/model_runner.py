@@ -7,10 +7,12 @@ import numpy as np
 import torch
 
 from kernels import dispatch
-from kernels.segments import Segments
+from kernels.segments import Limits, Segments
 from server.engine.adapter_pool import AdapterPool
 from server.engine.answer import Answer
 from server.engine.batch import ScheduledBatch, ScheduledSequence
+from server.engine.decode_graphs import DecodeGraphs
+from server.engine.decode_inputs import DecodeStep
 from server.engine.sampler import Sampled, candidates, sample
 from server.model.base import BaseModel
 from server.model.prepare import forward
@@ -29,33 +31,30 @@ class _Rows:
 class ModelRunner:
     """One forward pass per step. Rows of all requests lie flat, one after another, without padding."""
 
-    def __init__(self, base: BaseModel, context: StepContext, adapters: AdapterPool, block_size: int) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        context: StepContext,
+        adapters: AdapterPool,
+        block_size: int,
+        limits: Limits,
+        graphs: DecodeGraphs | None = None,
+    ) -> None:
         self._base = base
         self._context = context
         self._adapters = adapters
         self._block_size = block_size
+        self._limits = limits
+        self._graphs = graphs
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch, answers: Mapping[str, Answer]) -> list[Sampled | None]:
         """Compute a batch; per entry the chosen token, or None if its prompt is not complete yet."""
         rows = _layout(batch)
-        kept = [row.first + i for row in rows for i in _kept(row.entry)]
-        digests = {digest for entry in batch.entries for digest in entry.sequence.digests}
-        self._context.begin(
-            self._attention(batch),
-            self._segments([(row.entry, range(row.first, row.first + row.entry.count)) for row in rows]),
-            self._segments([(row.entry, row.logits) for row in rows]),
-            [self._adapters.slot(digest) for digest in digests],
-        )
-        tokens = np.concatenate([np.asarray(e.sequence.tokens[e.start : e.start + e.count]) for e in batch.entries])
-        positions = np.concatenate([np.arange(e.start, e.start + e.count) for e in batch.entries])
-        logits = forward(
-            self._base,
-            self._context,
-            self._tensor(tokens, torch.int64),
-            self._tensor(positions, torch.int64),
-            self._tensor(kept, torch.int64),
-        )
+        slots = [self._adapters.slot(d) for d in {d for entry in batch.entries for d in entry.sequence.digests}]
+        logits = self._decode(batch, rows, slots)
+        if logits is None:
+            logits = self._forward(batch, rows, slots)
         for row in rows:
             _record_prompt_logprobs(row, logits)
         sampling = [row for row in rows if row.entry.samples]
@@ -69,6 +68,36 @@ class ModelRunner:
             )
         )
         return [next(chosen) if row.entry.samples else None for row in rows]
+
+    def _decode(self, batch: ScheduledBatch, rows: list[_Rows], slots: list[int]) -> torch.Tensor | None:
+        """Logits of a step of decodes alone, if a graph takes it."""
+        if self._graphs is None or not all(e.count == 1 and e.samples for e in batch.entries):
+            return None
+        step = DecodeStep(
+            tokens=[entry.sequence.tokens[entry.start] for entry in batch.entries],
+            positions=[entry.start for entry in batch.entries],
+            block_tables=[entry.sequence.block_table for entry in batch.entries],
+            segments=self._segments([(row.entry, row.logits) for row in rows]),
+        )
+        return self._graphs.run(step, slots)
+
+    def _forward(self, batch: ScheduledBatch, rows: list[_Rows], slots: list[int]) -> torch.Tensor:
+        """Logits of the kept rows of any step."""
+        self._context.begin(
+            self._attention(batch),
+            self._placed(self._segments([(row.entry, range(row.first, row.first + row.entry.count)) for row in rows])),
+            self._placed(self._segments([(row.entry, row.logits) for row in rows])),
+            slots,
+        )
+        tokens = np.concatenate([np.asarray(e.sequence.tokens[e.start : e.start + e.count]) for e in batch.entries])
+        positions = np.concatenate([np.arange(e.start, e.start + e.count) for e in batch.entries])
+        return forward(
+            self._base,
+            self._context,
+            self._tensor(tokens, torch.int64),
+            self._tensor(positions, torch.int64),
+            self._tensor([row.first + i for row in rows for i in _kept(row.entry)], torch.int64),
+        )
 
     def _attention(self, batch: ScheduledBatch) -> AttentionMetadata:
         entries = batch.entries
@@ -89,7 +118,7 @@ class ModelRunner:
         )
 
     def _segments(self, rows: list[tuple[ScheduledSequence, range]]) -> Segments | None:
-        """Rows grouped by adapter, adapters in the order of their digests; None for a step of base rows alone."""
+        """Rows grouped by adapter, in the order of digests, in host memory; None for a step of base rows alone."""
         groups: dict[str, list[tuple[range, float]]] = {}
         for entry, own in rows:
             for adapter in entry.sequence.request.adapters:
@@ -99,13 +128,15 @@ class ModelRunner:
             return None
         members = [groups[digest] for digest in sorted(groups)]
         counts = [sum(len(own) for own, _ in group) for group in members]
-        segments = Segments(
+        return Segments(
             slot=torch.tensor([self._adapters.slot(digest) for digest in sorted(groups)], dtype=torch.int32),
             start=torch.as_tensor(np.cumsum([0, *counts]), dtype=torch.int32),
             token=torch.tensor([row for group in members for own, _ in group for row in own], dtype=torch.int32),
             weight=torch.tensor([w for group in members for own, w in group for _ in own], dtype=torch.float32),
         )
-        return dispatch.place(segments, self._base.device)
+
+    def _placed(self, segments: Segments | None) -> Segments | None:
+        return None if segments is None else dispatch.place(segments, self._base.device, self._limits)
 
     def _tensor(self, values: object, dtype: torch.dtype) -> torch.Tensor:
         return torch.as_tensor(values, dtype=dtype).to(self._base.device, non_blocking=True)

@@ -9,6 +9,7 @@ from server.model.base import BaseModel
 from server.model.float_linear import float_linear
 from server.model.memory import move_to_huge_pages
 from server.model.quantize import check_quantization, quantize
+from server.model.shared_input import share_inputs, watch_inputs
 from server.model.spec import adapter_kind
 from server.model.step_context import StepContext
 from server.model.verify import plain_logits, verify
@@ -26,7 +27,10 @@ def prepare_model(base: BaseModel, quantization: str = "none") -> StepContext:
     expected = plain_logits(base)
     _wrap(base, context)
     _replace_attention(base, context)
-    verify(base, context, expected, forward)
+    with watch_inputs(base) as seen:
+        verify(base, context, expected, forward)
+    if base.device.type == "cuda":  # on a CPU each product is one call anyway
+        share_inputs(base, seen)
     if quantization == "int8":
         quantize(base)
         verify(base, context, expected, forward, quantized=True)

@@ -1,6 +1,6 @@
 """What the adapter-aware modules and the attention of one model read during a step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,16 +48,27 @@ class AdapterTable:
     def set(self, slot: int, module_index: int, record: Sequence[int]) -> None:
         """Write one module's record (in the order of `Field`) of the adapter in this slot."""
         self.records[module_index, slot] = torch.tensor(record, device=self.records.device)
+        self._note(slot, module_index, record)
+
+    def write(self, slot: int, records: Mapping[int, Sequence[int]]) -> None:
+        """Put an adapter in this slot, by module index; the former one is gone. One copy, which does not wait."""
+        host = torch.tensor(_EMPTY).repeat(len(self.module_names), 1)
+        self._touched[slot].clear()
+        self._replaced[slot].clear()
+        for module_index, record in records.items():
+            host[module_index] = torch.tensor(record)
+            self._note(slot, module_index, record)
+        self.records[:, slot].copy_(host.pin_memory() if self.records.is_cuda else host, non_blocking=True)
+
+    def clear(self, slot: int) -> None:
+        """Forget the adapter in this slot."""
+        self.write(slot, {})
+
+    def _note(self, slot: int, module_index: int, record: Sequence[int]) -> None:
         if record[Field.RANK] > 0 or record[Field.BIAS] >= 0:
             self._touched[slot].add(module_index)
         if record[Field.WEIGHT] >= 0:
             self._replaced[slot].add(module_index)
-
-    def clear(self, slot: int) -> None:
-        """Forget the adapter in this slot."""
-        self.records[:, slot] = torch.tensor(_EMPTY, device=self.records.device)
-        self._touched[slot].clear()
-        self._replaced[slot].clear()
 
     def touched(self, slots: Iterable[int]) -> frozenset[int]:
         """Modules to which an adapter in one of these slots adds something."""

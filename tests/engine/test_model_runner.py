@@ -3,14 +3,15 @@
 import copy
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 
 from adapters_store.errors import AdapterCorrupt
 from adapters_store.forms import AdapterWeights, Form, LowRank, ReplacedWeight
-from kernels.segments import Field
+from kernels import dispatch
+from kernels.segments import Field, Limits, Segments
 from server.engine.adapter_loader import AdapterLoader
 from server.engine.adapter_pool import Placement
 from server.engine.adapter_storage import AdapterStorage, pack
@@ -120,6 +121,24 @@ def built() -> Iterator[Bench]:
     core = build_core(base, LIMITS, adapter, arrived.release)
     yield Bench(core, Tokenizer(base.tokenizer), arrived)
     core._loader.close()
+
+
+def test_kernels_are_told_the_highest_rank_and_the_types_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Limits | None] = []
+
+    def place(segments: Segments, device: torch.device, limits: Limits | None) -> Segments:
+        told.append(limits)
+        return segments
+
+    monkeypatch.setattr(dispatch, "place", place)
+    base = describe(tiny_model("qwen2"), tiny_tokenizer(), "tiny/qwen2")
+    arrived = threading.Semaphore(0)
+    core = build_core(base, replace(LIMITS, max_rank=300), adapter, arrived.release)
+    bench = Bench(core, Tokenizer(base.tokenizer), arrived)
+    bench.add("told", prompt(4, 1), adapters=[("one", 1.0)], max_tokens=1)
+    bench.run()
+    core.close()
+    assert set(told) == {Limits(width=300, factors=0b0111)}
 
 
 def prompt(length: int, seed: int) -> list[int]:

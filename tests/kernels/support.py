@@ -172,7 +172,7 @@ def paged(
     keys: list[torch.Tensor] = []
     values: list[torch.Tensor] = []
     for request, (length, count) in enumerate(zip(lengths, counts, strict=True)):
-        pages = torch.tensor([free.pop() for _ in range(count)])
+        pages = torch.tensor([free.pop() for _ in range(count)], dtype=torch.int64)
         table[request, :count] = pages
         position = torch.arange(length)
         for pool, dense in ((key_pool, keys), (value_pool, values)):

@@ -49,6 +49,18 @@ def test_set_and_clear_one_slot() -> None:
     assert table.records.data_ptr() == address
 
 
+def test_an_adapter_is_written_whole_over_the_one_before() -> None:
+    table = AdapterTable(NAMES, 2)
+    address = table.records.data_ptr()
+    table.write(0, {0: record(RANK=4, A=64), 2: record(WEIGHT=128)})
+    table.write(1, {1: record(BIAS=0)})
+    table.write(0, {1: record(RANK=2, A=32)})
+    assert table.records[:, 0].tolist() == [record(), record(RANK=2, A=32), record()]
+    assert table.records[:, 1].tolist() == [record(), record(BIAS=0), record()]
+    assert (sorted(table.touched([0])), sorted(table.replaced([0]))) == ([1], [])
+    assert table.records.data_ptr() == address
+
+
 def test_a_record_without_effect_touches_nothing() -> None:
     table = AdapterTable(NAMES, 1)
     table.set(0, 1, record())

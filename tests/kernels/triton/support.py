@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels.segments import Segments
+from kernels.segments import Limits, Segments
 from kernels.triton import lowrank
 from kernels.triton.chunks import chunks_of
 from tests.kernels.support import Adapter, Group, pack, segments_of
@@ -45,8 +45,7 @@ def run(
 ) -> torch.Tensor:
     """What the kernels make of a copy of y."""
     result = y.clone()
-    limits = lowrank.Limits(width=width)
-    lowrank.lowrank_group([result], x, pool, [records], chunks_of(segments, DEVICE), limits, fuse)
+    lowrank.lowrank_group([result], x, pool, [records], chunks_of(segments, DEVICE, Limits(width)), fuse)
     return result
 
 

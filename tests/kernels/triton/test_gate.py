@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import reference
-from kernels.segments import FACTOR_DTYPES, GATE_FIELDS, GateField
+from kernels.segments import FACTOR_DTYPES, GATE_FIELDS, GateField, Limits
 from kernels.triton import lowrank
 from kernels.triton.chunks import chunks_of
 from tests.kernels.support import PoolBuilder, close, lowrank_adapter, segments_of, swapped
@@ -50,7 +50,7 @@ def test_gated_adapters_match_the_reference(dtype: torch.dtype, factor: torch.dt
     atol = 1e-5 if dtype == torch.float32 else 2**-15 * float((expected - y).abs().max())
 
     result = y.clone()
-    lowrank.gated_lowrank(result, x, pool, records, gates, chunks_of(segments, DEVICE), lowrank.Limits(width=40))
+    lowrank.gated_lowrank(result, x, pool, records, gates, chunks_of(segments, DEVICE, Limits(40)))
 
     assert close(result, expected, atol)
     assert torch.equal(result[ROWS - 1], y[ROWS - 1])
@@ -83,7 +83,7 @@ def test_equal_scores_go_to_the_lower_rank() -> None:
     assert not bool((used[:, 1::2] & ~used[:, 0::2]).any())
     segments = segments_of(*GROUPS)
     expected = reference.gated_lowrank(y.clone(), x, pool, records, gates, on(segments))
-    lowrank.gated_lowrank(y, x, pool, records, gates, chunks_of(segments, DEVICE), lowrank.Limits(width=8))
+    lowrank.gated_lowrank(y, x, pool, records, gates, chunks_of(segments, DEVICE, Limits(8)))
     assert close(y, expected, 1e-5)
 
 
@@ -95,7 +95,7 @@ def test_embeddings_match_the_reference(factor: torch.dtype) -> None:
     segments = segments_of(*GROUPS)
     expected = reference.lowrank_embedding(y.clone(), ids, pool, records, on(segments))
     result = y.clone()
-    lowrank.lowrank_embedding(result, ids, pool, records, chunks_of(segments, DEVICE), lowrank.Limits(width=40))
+    lowrank.lowrank_embedding(result, ids, pool, records, chunks_of(segments, DEVICE, Limits(40)))
     assert close(result, expected, 1e-5)
     assert torch.equal(result[ROWS - 1], y[ROWS - 1])
     wrong = reference.lowrank_embedding(y.clone(), ids, pool, records, on(swapped(segments, 1, 4)))

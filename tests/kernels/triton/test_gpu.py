@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from kernels import dispatch, reference
-from kernels.triton import lowrank
+from kernels.triton import attention, lowrank
 from kernels.triton.chunks import ChunkTable
-from tests.kernels.support import Group, close, lowrank_adapter, pack, segments_of
+from tests.kernels.support import Group, close, lowrank_adapter, pack, paged, segments_of
 from tests.kernels.triton.support import GROUPS, ROWS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -38,3 +38,17 @@ def test_a_captured_graph_serves_other_steps(fuse: bool) -> None:
     graph.replay()
     expected = reference.lowrank(y.clone(), x, pool, records, dispatch.place(other, "cuda"))
     assert close(result, expected, 1e-5)
+
+
+@pytest.mark.parametrize("window", [0, 7])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_attention_matches_reference_with_and_without_split(dtype: torch.dtype, window: int) -> None:
+    world = paged([300, 17, 1500], [3, 1, 40], dtype=dtype, pool_dtype=dtype)
+    expected = reference.paged_attention(*world.arguments(), world.scale, window)
+    query, key_pool, value_pool, *metadata = (tensor.cuda() for tensor in world.arguments())
+    start, length, table = metadata
+    result = dispatch.paged_attention(query, key_pool, value_pool, start, length, table, world.scale, window)
+    assert close(result.cpu(), expected, 2**-8 if dtype == torch.bfloat16 else 1e-5)
+    for split in (False, True):
+        other = attention.attention(query, key_pool, value_pool, start, length, table, world.scale, window, split=split)
+        assert torch.equal(other, result)

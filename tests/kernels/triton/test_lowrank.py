@@ -5,7 +5,7 @@ import torch
 
 from kernels import reference
 from kernels.segments import FACTOR_DTYPES, Field, Segments
-from kernels.triton import lowrank
+from kernels.triton import launch, lowrank
 from kernels.triton.chunks import ChunkTable, chunks_of
 from tests.kernels.support import Group, close, lowrank_adapter, segments_of, swapped
 from tests.kernels.triton.interpreter import DEVICE
@@ -49,6 +49,16 @@ def test_matches_reference(dtype: torch.dtype, factor: torch.dtype, fuse: bool) 
 @pytest.mark.parametrize("rank", [16, 33, 100, 256])
 def test_every_rank_is_taken_exactly(rank: int) -> None:
     check((rank, 2, rank, 5, 2, 0), 40, 33, torch.bfloat16, torch.bfloat16, False, swap=1)
+
+
+@pytest.mark.parametrize("fuse", [False, True], ids=["separate", "fused"])
+def test_ranks_beyond_the_default_are_a_matter_of_the_limits(fuse: bool) -> None:
+    pool, records = packed([lowrank_adapter(r, 20, 17, torch.bfloat16) for r in (300, 300, 5)])
+    y, x = on_device(torch.randn(4, 17), torch.randn(4, 20))
+    segments = segments_of(Group(0, [0, 2]), Group(1, [1]), Group(2, [2]))
+    expected = reference.lowrank(y.clone(), x, pool, records, on(segments))
+    assert close(run(y, x, pool, records, segments, fuse=fuse, width=300), expected, 2e-5)
+    assert not close(run(y, x, pool, records, swapped(segments), fuse=fuse, width=300), expected, 2e-5)
 
 
 @pytest.mark.parametrize(("inner", "outer"), [(1030, 17), (17, 1), (1, 130)])
@@ -173,3 +183,16 @@ def test_a_module_that_the_adapter_leaves_alone_keeps_its_bits() -> None:
     result = run(y, x, pool, records, segments_of(Group(0, [0]), Group(1, [1])))
     assert torch.equal(result[1].view(torch.int32), y[1].view(torch.int32))
     assert not torch.equal(result[0], y[0])
+
+
+def test_which_launch_a_step_takes() -> None:
+    """Code for several types of factors would spill registers in the fused kernel and in the widest tile."""
+    one, floats = 0b0010, 0b0111
+    assert launch.fused(launch.DECODE_ENTRIES, 1024, 1024, one)
+    assert not launch.fused(launch.DECODE_ENTRIES + 1, 1024, 1024, one)
+    assert not launch.fused(1, 1024, 49152, one)
+    assert not launch.fused(1, 1024, 1024, floats)
+    assert (
+        launch.expand_launch(torch.bfloat16, 49152, one).block
+        > launch.expand_launch(torch.bfloat16, 49152, floats).block
+    )
