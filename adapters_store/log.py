@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from obstore.exceptions import BaseError
-
-from adapters_store import canonical, records
+from adapters_store import canonical, places, records
+from adapters_store.bucket import ObjectMissing, Source
 from adapters_store.errors import AdapterCorrupt, AdapterNotFound, StorageFull, damaged, read_error
-from adapters_store.objects import ObjectMissing, Objects, Source, open_objects
+from adapters_store.objects import Objects
 from adapters_store.records import Blob, Record
 
 READERS = 32  # parallel reads while the index is built; each waits for the network on a remote store
@@ -128,9 +127,6 @@ class Log:
         """Sizes of all blobs and manifests by key: two listings."""
         return {**self._objects.sizes("blobs/"), **self._objects.sizes("manifests/")}
 
-    def sweep(self) -> None:
-        self._objects.sweep()
-
     def _locate(self, key: str) -> Located | None:
         found = _KEY.fullmatch(key)
         if found is None:
@@ -149,13 +145,18 @@ class Log:
 
 
 def open_store(url: str) -> Log:
-    """The store at a URL or in a folder; leftovers of interrupted writers are swept. Raises StorageFull."""
+    """The store at a URL or in a folder; leftovers of interrupted writers are swept, a bucket is tried out.
+
+    Raises StorageFull or StoreUnavailable, which say what to do.
+    """
     try:
-        log = Log(open_objects(url))
-        log.sweep()
-    except (OSError, BaseError, ValueError) as error:
+        objects = places.open_objects(url)
+        objects.sweep()
+    except (OSError, ValueError) as error:
         raise StorageFull(f"The adapter store `{canonical.shorten(url)}` cannot be opened for writing.") from error
-    return log
+    if places.is_remote(url):
+        places.prove(objects, url)
+    return Log(objects)
 
 
 def lost(record: Record, sizes: Mapping[str, int]) -> set[str]:

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from adapters_store.errors import CodedError
 from adapters_store.limits import Limits
 from adapters_store.log import open_store
+from adapters_store.places import is_remote
 from adapters_store.registry import AdapterRegistry
 from kernels import dispatch
 from server import logs
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 def create_app(settings: Settings, drain: Drain) -> FastAPI:
     """Load the base model, open the store, build the engine and put the API before them.
 
-    Takes seconds. Raises CodedError (ModelLoadError, StorageFull) with plain words if one of them cannot be had.
+    Takes seconds. Raises CodedError (ModelLoadError, StorageFull, StoreUnavailable) if one of them cannot be had: in
+    plain words.
     """
     device = _device(settings)
     check_quantization(settings.quantize, device)
@@ -54,7 +56,9 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
         loopback_only=is_loopback(settings.host),
     )
     services = Services(engine, registry, Metrics(), api_settings, drain)
-    return create_api(services, lifespan=_lifespan(engine, registry))
+    # A bucket would be read from end to end by every server that starts: there, files are verified as they are used.
+    verified = None if is_remote(settings.store) else registry
+    return create_api(services, lifespan=_lifespan(engine, verified))
 
 
 def run(settings: Settings) -> None:
@@ -83,13 +87,15 @@ def preload(registry: AdapterRegistry, folder: Path) -> None:
                 log.warning("adapter_not_preloaded", extra={"adapter": name, "reason": str(error)})
 
 
-def _lifespan(engine: AsyncEngine, registry: AdapterRegistry) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    engine: AsyncEngine, verified: AdapterRegistry | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         stopping = threading.Event()
-        verifier = threading.Thread(target=_verify, args=(registry, stopping), name="verify-store", daemon=True)
         engine.start()
-        verifier.start()
+        if verified is not None:
+            threading.Thread(target=_verify, args=(verified, stopping), name="verify-store", daemon=True).start()
         try:
             yield
         finally:

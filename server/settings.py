@@ -60,7 +60,8 @@ class Settings(BaseSettings):
     )
     store: str = _option(
         _default_store,
-        "Where adapters are kept: a folder, or `memory://` (gone at the end).",
+        "Where adapters are kept: a folder, a bucket (`s3://bucket/prefix`, `gs://`, `az://`), or `memory://` "
+        "(gone at the end).",
         "FOLDER|URL",
         "~/.local/share/polyrank",
     )
