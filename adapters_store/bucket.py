@@ -29,6 +29,10 @@ class ObjectExists(KeyError):
     """There is an object under this key already."""
 
 
+class ObjectDamaged(ValueError):
+    """An object has not the digest or the size that it should have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """An object of a listing: its size in bytes, and when it was written last."""

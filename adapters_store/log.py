@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from adapters_store import canonical, places, records
-from adapters_store.bucket import ObjectMissing, Source
+from adapters_store.bucket import ObjectDamaged, ObjectMissing, Source
+from adapters_store.cache import CachePlace
 from adapters_store.errors import AdapterCorrupt, AdapterNotFound, StorageFull, damaged, read_error
 from adapters_store.objects import Objects
 from adapters_store.records import Blob, Record
@@ -95,14 +96,14 @@ class Log:
         if not _DIGEST.fullmatch(digest):
             raise AdapterNotFound("A digest is 64 hexadecimal characters.", param="model")
         try:
-            data = self._objects.get(_manifest_key(digest))
+            with self._objects.content(_manifest_key(digest), digest) as path:
+                manifest: dict[str, Any] = json.loads(path.read_bytes())
         except ObjectMissing:
             raise AdapterNotFound(f"The adapter `sha256:{digest}` does not exist.", param="model") from None
+        except ObjectDamaged:
+            raise damaged("manifest") from None
         except OSError as error:
             raise read_error(error, "manifest") from error
-        if canonical.digest(data) != digest:
-            raise damaged("manifest")
-        manifest: dict[str, Any] = json.loads(data)
         return manifest
 
     @contextmanager
@@ -113,14 +114,11 @@ class Log:
         """
         with ExitStack() as stack:
             try:
-                path = stack.enter_context(self._objects.file(_blob_key(blob.digest)))
-                sound = path.stat().st_size == blob.size and canonical.digest_file(path) == blob.digest
-            except ObjectMissing:
+                path = stack.enter_context(self._objects.content(_blob_key(blob.digest), blob.digest, blob.size))
+            except (ObjectMissing, ObjectDamaged):
                 raise damaged("file") from None
             except OSError as error:
                 raise read_error(error, "file") from error
-            if not sound:
-                raise damaged("file")
             yield path
 
     def sizes(self) -> dict[str, int]:
@@ -144,13 +142,15 @@ class Log:
         return Located(found["tenant"], name, record)
 
 
-def open_store(url: str) -> Log:
+def open_store(url: str, cache: CachePlace | None = None) -> Log:
     """The store at a URL or in a folder; leftovers of interrupted writers are swept, a bucket is tried out.
+
+    cache: where files of a bucket are kept on this machine; a folder or memory needs none.
 
     Raises StorageFull or StoreUnavailable, which say what to do.
     """
     try:
-        objects = places.open_objects(url)
+        objects = places.open_objects(url, cache)
         objects.sweep()
     except (OSError, ValueError) as error:
         raise StorageFull(f"The adapter store `{canonical.shorten(url)}` cannot be opened for writing.") from error

@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any
 
-from adapters_store.bucket import Bucket, ObjectExists, ObjectMissing, Source, Stored
+from adapters_store import canonical
+from adapters_store.bucket import Bucket, ObjectDamaged, ObjectExists, ObjectMissing, Source, Stored
 from adapters_store.errors import OutcomeUnknown, StoreUnavailable, write_error
 from adapters_store.staging import staged_file, sweep, temporary_folder
 
@@ -70,6 +71,16 @@ class Objects:
             self._bucket.download(key, path)
             yield path
 
+    @contextmanager
+    def content(self, key: str, digest: str, size: int | None = None) -> Iterator[Path]:
+        """The object as a local file that has this digest, and this size in bytes where one is given.
+
+        Raises ObjectDamaged, ObjectMissing, StoreUnavailable, and OSError for a local disk.
+        """
+        with self.file(key) as path:
+            check_content(path, digest, size)
+            yield path
+
     def publish(self, objects: Mapping[str, Source], record: tuple[str, bytes] | None = None) -> bool:
         """Writes the objects, then the record; False if its key was taken, with nothing of ours left.
 
@@ -94,7 +105,7 @@ class Objects:
             if not done:
                 self._undo(undo)
             elif self._shared:
-                self._keep(objects)
+                self._confirm(objects)
         return done
 
     def sweep(self) -> None:
@@ -127,7 +138,7 @@ class Objects:
                 lost.append(error)
         raise OutcomeUnknown from lost[-1]
 
-    def _keep(self, objects: Mapping[str, Source]) -> None:
+    def _confirm(self, objects: Mapping[str, Source]) -> None:
         """Writes again what a collector, which had found it unreferenced, removed before the record was there."""
         try:
             for key, source in objects.items():
@@ -140,3 +151,9 @@ class Objects:
         for key in keys:
             with suppress(ObjectMissing):
                 self._bucket.delete(key)
+
+
+def check_content(path: Path, digest: str, size: int | None) -> None:
+    """Raises ObjectDamaged if the file has another digest or size."""
+    if (size is not None and path.stat().st_size != size) or canonical.digest_file(path) != digest:
+        raise ObjectDamaged(digest)

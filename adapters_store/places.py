@@ -8,6 +8,7 @@ from obstore.exceptions import BaseError
 from obstore.store import MemoryStore, from_url
 
 from adapters_store.bucket import Bucket
+from adapters_store.cache import CachedObjects, CachePlace
 from adapters_store.canonical import shorten
 from adapters_store.errors import StoreUnavailable
 from adapters_store.local import LocalObjects
@@ -32,7 +33,7 @@ _MEND = {
 }
 
 
-def open_objects(url: str) -> Objects:
+def open_objects(url: str, cache: CachePlace | None = None) -> Objects:
     """`memory://`, a folder (path or `file://`), or `s3://`, `gs://`, `az://` with credentials from the environment.
 
     Raises OSError for a folder, ValueError for a URL that means nothing, StoreUnavailable where credentials lack.
@@ -42,11 +43,12 @@ def open_objects(url: str) -> Objects:
     if not is_remote(url):
         return LocalObjects(Path(url.removeprefix("file://")))
     try:
-        return Objects(Bucket(from_url(url, retry_config=_RETRY)))
+        bucket = Bucket(from_url(url, retry_config=_RETRY))
     except BaseError as error:
         if "URL" in str(error):
             raise ValueError("no such kind of store") from error
         raise _unusable("store_denied", url) from error
+    return Objects(bucket) if cache is None else CachedObjects(bucket, cache)
 
 
 def is_remote(url: str) -> bool:

@@ -10,6 +10,7 @@ import torch
 import transformers
 from fastapi import FastAPI
 
+from adapters_store.cache import CachePlace
 from adapters_store.errors import CodedError
 from adapters_store.limits import Limits
 from adapters_store.log import open_store
@@ -44,7 +45,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     log.info("loading_model", extra={"model": settings.model, "device": device})
     base = load_base_model(settings.model, dtype=_dtype(settings, device), device=device)
     log.info("kernels", extra={"kind": dispatch.load(device)})
-    store = open_store(settings.store)
+    store = open_store(settings.store, _cache(settings))
     registry = AdapterRegistry(store, base.spec, _upload_limits(settings, base.dtype))
     if settings.preload is not None:
         preload(registry, settings.preload)
@@ -128,6 +129,12 @@ def _dtype(settings: Settings, device: str) -> torch.dtype:
         return torch.float32 if device == "cpu" else torch.bfloat16
     dtype: torch.dtype = getattr(torch, settings.dtype)
     return dtype
+
+
+def _cache(settings: Settings) -> CachePlace | None:
+    if settings.store_cache is None:
+        return None
+    return CachePlace(settings.store_cache, int(settings.store_cache_bytes))
 
 
 def _upload_limits(settings: Settings, dtype: torch.dtype) -> Limits:

@@ -65,6 +65,12 @@ class Settings(BaseSettings):
         "FOLDER|URL",
         "~/.local/share/polyrank",
     )
+    store_cache: Path | None = _option(
+        None,
+        "Folder where this machine keeps files of a bucket; several servers may share it.",
+        "FOLDER",
+    )
+    store_cache_bytes: Size = _option("10GiB", "Size of that folder; what was used longest ago goes first.", "BYTES")
     preload: Path | None = _option(
         None, "Folder of PEFT folders; each is added at start under its own name, unless it was ever used.", "FOLDER"
     )
