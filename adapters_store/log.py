@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from adapters_store import canonical, places, records
-from adapters_store.bucket import ObjectDamaged, ObjectMissing, Source
+from adapters_store.bucket import ObjectDamaged, ObjectMissing, Source, Stored
 from adapters_store.cache import CachePlace
 from adapters_store.errors import AdapterCorrupt, AdapterNotFound, StorageFull, damaged, read_error
 from adapters_store.objects import Objects
@@ -64,9 +65,9 @@ class Log:
         """
         data = canonical.dump(manifest) if manifest is not None else None
         digest = canonical.digest(data) if data is not None else None
-        objects = {_blob_key(key): source for key, source in (files or {}).items()}
+        objects = {blob_key(key): source for key, source in (files or {}).items()}
         if data is not None and digest is not None:
-            objects[_manifest_key(digest)] = data
+            objects[manifest_key(digest)] = data
         line = records.encode(version, event, manifest, digest)
         if not self._objects.publish(objects, (f"names/{tenant}/{name}/{version}.json", line)):
             return None
@@ -75,8 +76,8 @@ class Log:
     def restore(self, manifest: Mapping[str, Any], files: Mapping[str, Source]) -> None:
         """Writes blobs and manifest of a known adapter again, in place of damaged ones."""
         data = canonical.dump(manifest)
-        objects = {_blob_key(key): source for key, source in files.items()}
-        self._objects.publish({**objects, _manifest_key(canonical.digest(data)): data})
+        objects = {blob_key(key): source for key, source in files.items()}
+        self._objects.publish({**objects, manifest_key(canonical.digest(data)): data})
 
     def records(self) -> list[Located]:
         """Every record of the store, each name's in order: one listing, then the records in parallel."""
@@ -96,7 +97,7 @@ class Log:
         if not _DIGEST.fullmatch(digest):
             raise AdapterNotFound("A digest is 64 hexadecimal characters.", param="model")
         try:
-            with self._objects.content(_manifest_key(digest), digest) as path:
+            with self._objects.content(manifest_key(digest), digest) as path:
                 manifest: dict[str, Any] = json.loads(path.read_bytes())
         except ObjectMissing:
             raise AdapterNotFound(f"The adapter `sha256:{digest}` does not exist.", param="model") from None
@@ -114,7 +115,7 @@ class Log:
         """
         with ExitStack() as stack:
             try:
-                path = stack.enter_context(self._objects.content(_blob_key(blob.digest), blob.digest, blob.size))
+                path = stack.enter_context(self._objects.content(blob_key(blob.digest), blob.digest, blob.size))
             except (ObjectMissing, ObjectDamaged):
                 raise damaged("file") from None
             except OSError as error:
@@ -124,6 +125,27 @@ class Log:
     def sizes(self) -> dict[str, int]:
         """Sizes of all blobs and manifests by key: two listings."""
         return {**self._objects.sizes("blobs/"), **self._objects.sizes("manifests/")}
+
+    def unreferenced(self, before: datetime) -> dict[str, Stored]:
+        """The blobs and manifests that no version of any name has, and that were written before this time.
+
+        It must be so long ago that whoever wrote them would have committed since. Raises AdapterCorrupt if a
+        record cannot be read, for it may name any of them; StoreUnavailable.
+        """
+        # The records come second: what is committed between the two listings is then seen as referenced.
+        found = {**self._objects.listing("blobs/"), **self._objects.listing("manifests/")}
+        for record in (item.record for item in self.records()):
+            if record.event == records.UNREADABLE:
+                raise AdapterCorrupt("A record cannot be read, so what it names is not known; see `polyrank fsck`.")
+            if record.manifest is not None:
+                found.pop(manifest_key(record.manifest), None)
+            for blob in record.blobs.values():
+                found.pop(blob_key(blob.digest), None)
+        return {key: item for key, item in found.items() if item.modified < before}
+
+    def discard(self, key: str, seen: Stored) -> bool:
+        """Removes one of `unreferenced`; False if it was written again meanwhile, for a record that is to come."""
+        return self._objects.discard(key, seen)
 
     def _locate(self, key: str) -> Located | None:
         found = _KEY.fullmatch(key)
@@ -161,15 +183,15 @@ def open_store(url: str, cache: CachePlace | None = None) -> Log:
 
 def lost(record: Record, sizes: Mapping[str, int]) -> set[str]:
     """The digests of those of the record's files, its manifest included, that are missing or not in full size."""
-    found = {blob.digest for blob in record.blobs.values() if sizes.get(_blob_key(blob.digest)) != blob.size}
-    if record.manifest is not None and _manifest_key(record.manifest) not in sizes:
+    found = {blob.digest for blob in record.blobs.values() if sizes.get(blob_key(blob.digest)) != blob.size}
+    if record.manifest is not None and manifest_key(record.manifest) not in sizes:
         found.add(record.manifest)
     return found
 
 
-def _blob_key(digest: str) -> str:
+def blob_key(digest: str) -> str:
     return f"blobs/sha256/{digest}"
 
 
-def _manifest_key(digest: str) -> str:
+def manifest_key(digest: str) -> str:
     return f"manifests/sha256/{digest}.json"

@@ -108,6 +108,18 @@ class Objects:
                 self._confirm(objects)
         return done
 
+    def discard(self, key: str, seen: Stored) -> bool:
+        """Removes an object; False, and nothing happens, if it is no longer the one of that listing.
+
+        Every publish writes its objects anew before its record, which shows in their time. In a folder nothing comes
+        between the question and the removal; what does in a bucket, `_confirm` mends.
+        """
+        with self._exclusive(), suppress(ObjectMissing):
+            if self._bucket.head(key) == seen:
+                self._bucket.delete(key)
+                return True
+        return False
+
     def sweep(self) -> None:
         """Removes what interrupted writers left."""
         sweep(self.staging)
