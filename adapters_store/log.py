@@ -3,6 +3,7 @@
     blobs/sha256/<digest>                 a file as it was uploaded
     manifests/sha256/<digest>.json        what an adapter is; its digest is the adapter's
     names/<tenant>/<name>/<version>.json  version n of a name; created only if absent, which commits it
+    store.json                            in a bucket only: proof that nothing there is created twice
 
 Nothing is ever changed in place. Whatever is read is checked against its digest.
 """
