@@ -84,6 +84,18 @@ class StoreUnavailable(CodedError):
     code = "store_unavailable"
     retry_after = 2.0
 
+    @property
+    def refused(self) -> bool:
+        """The store answered, and its answer was no."""
+        return self.code != StoreUnavailable.code
+
+
+class OutcomeUnknown(StoreUnavailable):
+    """The store did not answer, so that a change may have been made or not (503)."""
+
+    def __init__(self) -> None:
+        super().__init__("The adapter store did not answer: this was done, or not. Look, or send the same again.")
+
 
 def write_error(error: Exception, place: str = "adapter store") -> StorageFull | StoreUnavailable:
     """Why a write failed, without paths: only a full or failing disk is 507; too few descriptors, say, will pass."""

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from obstore.store import LocalStore
 
+from adapters_store.bucket import Bucket, ObjectMissing, Source
 from adapters_store.canonical import chunks
 from adapters_store.errors import write_error
-from adapters_store.objects import ObjectMissing, Objects, Source
+from adapters_store.objects import Objects
 from adapters_store.staging import make_folder
 
 
@@ -51,7 +52,7 @@ class LocalObjects(Objects):
 
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        super().__init__(LocalStore(root), staging=root / "staging")
+        super().__init__(Bucket(LocalStore(root)), staging=root / "staging")
         self._root = root
         self._disk = disk or Disk()
         make_folder(self.staging)

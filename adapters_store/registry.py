@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters_store import canonical, names
+from adapters_store.bucket import Source
 from adapters_store.errors import (
     AdapterConflict,
     AdapterCorrupt,
@@ -22,7 +23,6 @@ from adapters_store.index import Index
 from adapters_store.info import AdapterInfo, AdapterRef, Notice
 from adapters_store.limits import Limits
 from adapters_store.log import Log, lost
-from adapters_store.objects import Source
 from adapters_store.records import DELETED, Blob, Record
 
 _ATTEMPTS = 32  # lost races in a row before a writer gives up; each loss means that somebody else won

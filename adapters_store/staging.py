@@ -53,7 +53,7 @@ def _create(folder: Path) -> tuple[Path, int]:
         path = folder / uuid.uuid4().hex
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # shared, for links to the file have readers of their own
             if os.fstat(descriptor).st_nlink:
                 return path, descriptor
         except BaseException:

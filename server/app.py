@@ -10,9 +10,11 @@ import torch
 import transformers
 from fastapi import FastAPI
 
+from adapters_store.cache import CachePlace
 from adapters_store.errors import CodedError
 from adapters_store.limits import Limits
 from adapters_store.log import open_store
+from adapters_store.places import is_remote
 from adapters_store.registry import AdapterRegistry
 from kernels import dispatch
 from server import logs
@@ -34,16 +36,17 @@ log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, drain: Drain) -> FastAPI:
-    """Load the base model, open the store, build the engine and put the API before them.
+    """Open the store, load the base model, build the engine and put the API before them.
 
-    Takes seconds. Raises CodedError (ModelLoadError, StorageFull) with plain words if one of them cannot be had.
+    Takes seconds. Raises CodedError (ModelLoadError, StorageFull, StoreUnavailable) if one of them cannot be had: in
+    plain words.
     """
     device = _device(settings)
     check_quantization(settings.quantize, device)
+    store = open_store(settings.store, _cache(settings))  # first, for what may be wrong with it shows at once
     log.info("loading_model", extra={"model": settings.model, "device": device})
     base = load_base_model(settings.model, dtype=_dtype(settings, device), device=device)
     log.info("kernels", extra={"kind": dispatch.load(device)})
-    store = open_store(settings.store)
     registry = AdapterRegistry(store, base.spec, _upload_limits(settings, base.dtype))
     if settings.preload is not None:
         preload(registry, settings.preload)
@@ -55,7 +58,9 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
         loopback_only=is_loopback(settings.host),
     )
     services = Services(engine, registry, Metrics(), api_settings, drain)
-    return create_api(services, lifespan=_lifespan(engine, registry))
+    # A bucket would be read from end to end by every server that starts: there, files are verified as they are used.
+    verified = None if is_remote(settings.store) else registry
+    return create_api(services, lifespan=_lifespan(engine, verified))
 
 
 def run(settings: Settings) -> None:
@@ -85,13 +90,15 @@ def preload(registry: AdapterRegistry, folder: Path) -> None:
                 log.warning("adapter_not_preloaded", extra={"adapter": name, "reason": str(error)})
 
 
-def _lifespan(engine: AsyncEngine, registry: AdapterRegistry) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    engine: AsyncEngine, verified: AdapterRegistry | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         stopping = threading.Event()
-        verifier = threading.Thread(target=_verify, args=(registry, stopping), name="verify-store", daemon=True)
         engine.start()
-        verifier.start()
+        if verified is not None:
+            threading.Thread(target=_verify, args=(verified, stopping), name="verify-store", daemon=True).start()
         try:
             yield
         finally:
@@ -128,6 +135,12 @@ def _dtype(settings: Settings, device: str) -> torch.dtype:
     if settings.dtype == "auto":
         return torch.float32 if device == "cpu" else torch.bfloat16
     return _named(settings.dtype)
+
+
+def _cache(settings: Settings) -> CachePlace | None:
+    if settings.store_cache is None:
+        return None
+    return CachePlace(settings.store_cache, int(settings.store_cache_bytes))
 
 
 def _upload_limits(settings: Settings, dtype: torch.dtype) -> Limits:

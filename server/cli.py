@@ -8,7 +8,7 @@ import typer
 
 from adapters_store.errors import CodedError
 from server.client import ClientError
-from server.commands import adapters, doctor, generate, serve
+from server.commands import adapters, doctor, generate, serve, store
 from server.commands.terminal import JsonOption, say, say_json, warn
 from server.settings import SettingsError
 
@@ -24,6 +24,8 @@ for command in (adapters.push, adapters.pull, adapters.ls, adapters.show, adapte
     app.command(command.__name__)(command)
 app.command("generate")(generate.generate)
 app.command("doctor")(doctor.doctor)
+app.command("fsck")(store.fsck)
+app.command("gc")(store.gc)
 
 
 @app.command("version")

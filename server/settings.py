@@ -60,10 +60,17 @@ class Settings(BaseSettings):
     )
     store: str = _option(
         _default_store,
-        "Where adapters are kept: a folder, or `memory://` (gone at the end).",
+        "Where adapters are kept: a folder, a bucket (`s3://bucket/prefix`, `gs://`, `az://`), or `memory://` "
+        "(gone at the end).",
         "FOLDER|URL",
         "~/.local/share/polyrank",
     )
+    store_cache: Path | None = _option(
+        None,
+        "Folder where this machine keeps files of a bucket; several servers may share it.",
+        "FOLDER",
+    )
+    store_cache_bytes: Size = _option("10GiB", "Size of that folder; what was used longest ago goes first.", "BYTES")
     preload: Path | None = _option(
         None, "Folder of PEFT folders; each is added at start under its own name, unless it was ever used.", "FOLDER"
     )
@@ -87,7 +94,7 @@ class Settings(BaseSettings):
     )
     compile: bool = _option(
         True,
-        "Compiles the model's layers in the background (a C++ compiler is needed), serving eagerly meanwhile.",
+        "On a CPU: compiles the layers in the background (this needs a C++ compiler) and serves eagerly meanwhile.",
         "BOOL",
     )
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(

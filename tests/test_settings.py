@@ -64,6 +64,7 @@ BAD = [
     ("kv_cache_memory", "-1GiB"),
     ("kv_cache_memory", "2 parsecs"),
     ("adapter_memory", "nan"),
+    ("store_cache_bytes", "0"),
     ("max_running", "0"),
     ("max_running", "-3"),
     ("max_running", "1.5"),

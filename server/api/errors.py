@@ -33,7 +33,10 @@ ERROR_TYPES = {
     507: "InsufficientStorageError",
 }
 RETRYABLE = frozenset(
-    {"overloaded", "not_ready", "engine_failure", "request_aborted", "store_unavailable", "unhealthy"}
+    {
+        *("overloaded", "not_ready", "engine_failure", "request_aborted", "unhealthy"),
+        *("store_unavailable", "store_denied", "store_not_found"),
+    }
 )
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "upload_too_large", 415: "unsupported_media_type"}
 

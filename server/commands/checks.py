@@ -109,10 +109,12 @@ def model(settings: Settings) -> Check:
 
 
 def store(settings: Settings) -> Check:
-    """Whether the folder of adapters can be written."""
+    """Whether the folder or bucket of adapters can be written."""
     place = settings.store.removeprefix("file://")
+    if place.startswith("memory:"):
+        return Check("store", State.OK, f"{place}, gone when the server ends")
     if "://" in place:
-        return Check("store", State.OK, f"{place} (not tried)")
+        return _bucket(place)
     nearest = next(path for path in (Path(place).absolute(), *Path(place).absolute().parents) if path.exists())
     try:
         if not nearest.is_dir():
@@ -123,6 +125,17 @@ def store(settings: Settings) -> Check:
         mend = f"set {variable('store')} to a folder of your own"
         return Check("store", State.FAILED, f"{place} cannot be written: {error.strerror or error}", mend)
     return Check("store", State.OK, f"{place}, {size(shutil.disk_usage(nearest).free)} free")
+
+
+def _bucket(place: str) -> Check:
+    from adapters_store.errors import CodedError
+    from adapters_store.log import open_store
+
+    try:
+        open_store(place)
+    except CodedError as error:
+        return Check("store", State.FAILED, error.message, f"or name another store with {variable('store')}")
+    return Check("store", State.OK, f"{place} can be read and written")
 
 
 def port(settings: Settings) -> Check:

@@ -91,7 +91,7 @@ def build_core(
         ModelRunner(base, context, adapters, BLOCK_SIZE, kinds, graphs),
         AdapterStorage(buffer, table),
         AdapterLoader(load, embeddings, wake, pinned=on_gpu),
-        BackgroundCompiler(base, context) if compiling else None,
+        BackgroundCompiler(base, context) if compiling and base.device.type == "cpu" else None,
     )
 
 

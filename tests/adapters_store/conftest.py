@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from obstore.store import LocalStore
 
 from adapters_store.info import AdapterInfo
-from adapters_store.local import LocalObjects
 from adapters_store.log import Log
-from adapters_store.objects import Objects, open_objects
+from adapters_store.objects import Objects
+from adapters_store.places import open_objects
 from adapters_store.registry import AdapterRegistry
+from tests.adapters_store.s3 import S3, serving
 from tests.adapters_store.support import BASE, Upload, factors, write
 
 
@@ -24,13 +24,18 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["memory", "local", "remote"])
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "local", "s3"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
-    if request.param == "memory":
-        return open_objects("memory://")
-    if request.param == "local":
-        return LocalObjects(tmp_path / "store")
-    return Objects(LocalStore(tmp_path / "store", mkdir=True))
+    if request.param == "s3":
+        server: S3 = request.getfixturevalue("s3")
+        return server.open()
+    return open_objects("memory://" if request.param == "memory" else str(tmp_path / "store"))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from safetensors.torch import save
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from adapters_store.errors import CodedError
 from adapters_store.forms import BaseSpec, ModuleSpec
 from adapters_store.info import AdapterInfo
 from adapters_store.log import Log
@@ -108,3 +110,23 @@ def store_files(root: Path) -> list[str]:
 
 def restarted(objects: Objects) -> AdapterRegistry:
     return AdapterRegistry(Log(objects), BASE)
+
+
+def race(count: int, action: Callable[[int], object]) -> list[object]:
+    """What each of `count` threads got from its action, begun at the same instant: a value or a refusal."""
+    outcomes: list[object] = [None] * count
+    start = threading.Barrier(count)
+
+    def run(number: int) -> None:
+        start.wait()
+        try:
+            outcomes[number] = action(number)
+        except CodedError as error:
+            outcomes[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes

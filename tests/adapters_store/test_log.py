@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from obstore.store import LocalStore
 
 from adapters_store import canonical, records
 from adapters_store.errors import AdapterCorrupt, AdapterNotFound, StorageFull, StoreUnavailable
 from adapters_store.local import LocalObjects
 from adapters_store.log import Log, lost, open_store
-from adapters_store.objects import Objects, open_objects
+from adapters_store.objects import Objects
 from adapters_store.records import Blob
 from tests.adapters_store.support import store_files
 from tests.adapters_store.test_records import MANIFEST
@@ -22,15 +21,6 @@ CONTENT = b"0123456789"
 BLOB = Blob(canonical.digest(CONTENT), len(CONTENT))
 MADE = {**MANIFEST, "blobs": {"adapter_config.json": {"digest": BLOB.digest, "size": BLOB.size}}}
 DIGEST = canonical.digest(canonical.dump(MADE))
-
-
-@pytest.fixture(params=["memory", "local", "remote"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
-    if request.param == "memory":
-        return open_objects("memory://")
-    if request.param == "local":
-        return LocalObjects(tmp_path)
-    return Objects(LocalStore(tmp_path))
 
 
 @pytest.fixture
@@ -135,22 +125,6 @@ def test_a_store_that_cannot_be_opened_says_so(tmp_path: Path, url: str) -> None
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageFull, match="cannot be opened"):
         open_store(url.format(tmp_path))
-
-
-def test_a_store_that_does_not_answer_is_503_without_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
-    log = open_store("s3://bucket/prefix")
-    for read in (log.records, log.sizes, lambda: log.manifest(DIGEST)):
-        with pytest.raises(StoreUnavailable) as caught:
-            read()
-        assert (caught.value.status, caught.value.code) == (503, "store_unavailable")
-        assert "127.0.0.1" not in caught.value.message
-    with pytest.raises(StoreUnavailable) as refused:
-        log.commit("t", "n", 1, "delete")
-    assert "127.0.0.1" not in refused.value.message
 
 
 class FailingReads(LocalObjects):

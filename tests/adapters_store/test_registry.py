@@ -8,6 +8,7 @@ import pytest
 import torch
 from obstore.store import MemoryStore
 
+from adapters_store.bucket import Bucket, Stored
 from adapters_store.errors import (
     AdapterConflict,
     AdapterInvalid,
@@ -304,36 +305,37 @@ def test_provenance_is_part_of_the_digest(registry: AdapterRegistry, tmp_path: P
     assert merged.digest != uploaded.digest
 
 
-class CountingObjects(Objects):
+class CountingBucket(Bucket):
     """Notes every listing and every read."""
 
-    def __init__(self, store: object) -> None:
-        super().__init__(store, shared=False)
+    def __init__(self) -> None:
+        super().__init__(MemoryStore())
         self.reads: list[str] = []
 
     def get(self, key: str) -> bytes:
         self.reads.append(key)
         return super().get(key)
 
-    def sizes(self, prefix: str) -> dict[str, int]:
+    def list(self, prefix: str) -> dict[str, Stored]:
         self.reads.append(prefix)
-        return super().sizes(prefix)
+        return super().list(prefix)
 
 
 def test_a_start_reads_records_only_and_a_look_up_nothing(upload: Upload) -> None:
     """What makes 10,000 adapters start in seconds: three listings, one small read a version, no manifest, no blob."""
-    objects = CountingObjects(MemoryStore())
+    bucket = CountingBucket()
+    objects = Objects(bucket, shared=False)
     first = AdapterRegistry(Log(objects), BASE)
     for number in range(12):
         upload(f"a{number}", number % 3, to=first)
     upload("a0", 7, to=first, replace=True)
-    objects.reads.clear()
+    bucket.reads.clear()
     again = AdapterRegistry(Log(objects), BASE)
-    assert sorted(objects.reads)[:2] == ["blobs/", "manifests/"]
-    assert len([key for key in objects.reads if key.endswith(".json")]) == 13
-    assert len(objects.reads) == 13 + 3
-    objects.reads.clear()
+    assert sorted(bucket.reads)[:2] == ["blobs/", "manifests/"]
+    assert len([key for key in bucket.reads if key.endswith(".json")]) == 13
+    assert len(bucket.reads) == 13 + 3
+    bucket.reads.clear()
     assert again.resolve("a0").version == again.info("a0").version == 2
     assert len(again.list()[0]) == 12
     assert len(again.versions("a0")) == 2
-    assert objects.reads == []
+    assert bucket.reads == []

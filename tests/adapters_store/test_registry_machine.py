@@ -15,12 +15,23 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from obstore.store import MemoryStore, from_url
 
-from adapters_store.errors import AdapterConflict, AdapterNotFound, PreconditionFailed, StorageFull
+from adapters_store.bucket import Bucket
+from adapters_store.errors import (
+    AdapterConflict,
+    AdapterNotFound,
+    OutcomeUnknown,
+    PreconditionFailed,
+    StorageFull,
+    StoreUnavailable,
+)
 from adapters_store.local import LocalObjects
 from adapters_store.log import Log
-from adapters_store.objects import Objects, open_objects
+from adapters_store.objects import Objects
 from adapters_store.registry import AdapterRegistry
+from tests.adapters_store.faults import FaultyBucket
+from tests.adapters_store.s3 import S3
 from tests.adapters_store.support import BASE, factors, write
 from tests.adapters_store.test_local import FailingDisk
 
@@ -45,6 +56,10 @@ class RegistryMachine(RuleBasedStateMachine):
         self.digest_of: dict[int, str] = {}
 
     def open(self) -> Objects:
+        raise NotImplementedError
+
+    def failing(self, at: int, after: bool) -> Objects:
+        """The same store, whose write or request number `at` fails, before or after it took effect."""
         raise NotImplementedError
 
     def teardown(self) -> None:
@@ -102,20 +117,19 @@ class RegistryMachine(RuleBasedStateMachine):
         if history[-1] != history[version - 1]:
             history.append(history[version - 1])
 
-    @rule(name=NAMES, seed=SEEDS, at=st.integers(1, 24))
-    def upload_on_a_full_disk(self, name: str, seed: int, at: int) -> None:
-        """Refused or done, never half; on a store that cannot fail nothing happens."""
-        if not isinstance(self.objects, LocalObjects):
-            return
-        broken = AdapterRegistry(Log(LocalObjects(self.root / "store", FailingDisk(at))), BASE)
-        before = self.objects.sizes("")
+    @rule(name=NAMES, seed=SEEDS, at=st.integers(1, 24), after=st.booleans())
+    def upload_while_the_store_fails(self, name: str, seed: int, at: int, after: bool) -> None:
+        """Refused or done, never half; only where no answer came may it have been done."""
+        before = self.objects.sizes("names/")
         try:
-            _, created = broken.add(name, *self.files[seed], replace=True)
-        except StorageFull:
-            assert self.objects.sizes("") == before
-        else:
-            if created:
-                self.histories.setdefault(name, []).append(seed)
+            _, created = AdapterRegistry(Log(self.failing(at, after)), BASE).add(name, *self.files[seed], replace=True)
+        except OutcomeUnknown:
+            created = self.objects.sizes("names/") != before
+        except (StorageFull, StoreUnavailable):
+            created = False
+            assert self.objects.sizes("names/") == before
+        if created:
+            self.histories.setdefault(name, []).append(seed)
 
     @rule(replica=REPLICAS)
     def restart(self, replica: int) -> None:
@@ -143,22 +157,44 @@ class RegistryMachine(RuleBasedStateMachine):
                 assert all(not info.warnings for info in versions)
 
 
-class MemoryMachine(RegistryMachine):
+class BucketMachine(RegistryMachine):
+    """A bucket that other processes write to; `failing` fails one request."""
+
+    def __init__(self, store: object = None) -> None:
+        super().__init__()
+        self.store = store or MemoryStore()
+
     def open(self) -> Objects:
-        return open_objects("memory://")
+        return Objects(Bucket(self.store))
+
+    def failing(self, at: int, after: bool) -> Objects:
+        return Objects(FaultyBucket(self.store, at, after=after))
 
 
 class LocalMachine(RegistryMachine):
     def open(self) -> Objects:
         return LocalObjects(self.root / "store", FailingDisk())  # fails never, but spares the syncs
 
+    def failing(self, at: int, after: bool) -> Objects:
+        return LocalObjects(self.root / "store", FailingDisk(at, after=after))
 
-TestMemoryMachine = MemoryMachine.TestCase
-TestMemoryMachine.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
+
+SHORT = settings(max_examples=12, stateful_step_count=15, deadline=None)
+TestBucketMachine = BucketMachine.TestCase
+TestBucketMachine.settings = SHORT
 TestLocalMachine = LocalMachine.TestCase
-TestLocalMachine.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
+TestLocalMachine.settings = SHORT
+
+
+def test_histories_on_s3(s3: S3) -> None:
+    class S3Machine(BucketMachine):
+        def __init__(self) -> None:
+            super().__init__(from_url(s3.url()))
+
+    run_state_machine_as_test(S3Machine, settings=settings(SHORT, max_examples=4))
 
 
 @pytest.mark.deep
-def test_long_histories() -> None:
-    run_state_machine_as_test(LocalMachine, settings=settings(max_examples=1000, stateful_step_count=50, deadline=None))
+@pytest.mark.parametrize("machine", [LocalMachine, BucketMachine])
+def test_long_histories(machine: type[RegistryMachine]) -> None:
+    run_state_machine_as_test(machine, settings=settings(max_examples=1000, stateful_step_count=50, deadline=None))

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from adapters_store.errors import StoreUnavailable
 from server.engine.request import FinishReason, GenerationRequest, StepOutput
 from server.errors import ContextTooLong, EngineFailure, InvalidRequest, ModelOutputInvalid, NotReady, Overloaded
 from tests.api.asgi import Call, until
@@ -23,6 +24,8 @@ PATH = "/v1/completions"
     [
         (Overloaded("full"), 503, "overloaded", "retry-after", "1"),
         (NotReady("draining"), 503, "not_ready", "retry-after", "2"),
+        (StoreUnavailable("no bucket", code="store_not_found"), 503, "store_not_found", "retry-after", "2"),
+        (StoreUnavailable("no entry", code="store_denied"), 503, "store_denied", "retry-after", "2"),
         (ContextTooLong("long"), 400, "context_length_exceeded", "retry-after", None),
         (InvalidRequest("bad"), 400, "invalid_parameter", "x-should-retry", None),
         (RuntimeError("secret detail"), 500, "internal_error", "x-should-retry", "false"),

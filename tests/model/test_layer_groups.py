@@ -32,6 +32,10 @@ def product(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> torch
     return dispatch.int8_linear(x.reshape(-1, INNER), packed, scale).view(1, -1, OUTER)
 
 
+def _segments(slot: torch.Tensor, start: torch.Tensor, token: torch.Tensor, weight: torch.Tensor) -> Segments:
+    return Segments(slot, start, token, weight)
+
+
 def adapted(
     x: torch.Tensor,
     packed: torch.Tensor,
@@ -42,7 +46,7 @@ def adapted(
 ) -> torch.Tensor:
     """As `AdapterLinear.forward`."""
     y = product(x, packed, scale)
-    dispatch.lowrank(y.view(-1, OUTER), x.reshape(-1, INNER), pool, records, Segments(*step))
+    dispatch.lowrank(y.view(-1, OUTER), x.reshape(-1, INNER), pool, records, _segments(*step))
     return y
 
 
@@ -104,7 +108,7 @@ class TestGrouping:
             y = product(x, packed, scale)
             before = y * 2
             pool, records, *segments = step
-            dispatch.lowrank(y.view(-1, OUTER), x.reshape(-1, INNER), pool, records, Segments(*segments))
+            dispatch.lowrank(y.view(-1, OUTER), x.reshape(-1, INNER), pool, records, _segments(*segments))
             return y + before
 
         arguments = (torch.randn(1, ROWS, INNER), *weights(1), *step_of())
@@ -118,7 +122,7 @@ class TestGrouping:
         ) -> torch.Tensor:
             y = product(x, packed, scale)
             pool, records, *segments = step
-            dispatch.lowrank(y.view(-1, OUTER), other.reshape(-1, INNER), pool, records, Segments(*segments))
+            dispatch.lowrank(y.view(-1, OUTER), other.reshape(-1, INNER), pool, records, _segments(*segments))
             return y
 
         arguments = (torch.randn(1, ROWS, INNER), torch.randn(1, ROWS, INNER), *weights(1), *step_of())
@@ -130,7 +134,7 @@ class TestGrouping:
         def twice(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, *step: torch.Tensor) -> torch.Tensor:
             y = adapted(x, packed, scale, *step)
             pool, records, *segments = step
-            dispatch.lowrank(y.view(-1, OUTER), x.reshape(-1, INNER), pool, records, Segments(*segments))
+            dispatch.lowrank(y.view(-1, OUTER), x.reshape(-1, INNER), pool, records, _segments(*segments))
             return y
 
         arguments = (torch.randn(1, ROWS, INNER), *weights(1), *step_of())
