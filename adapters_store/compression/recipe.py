@@ -34,6 +34,15 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a compressed adapter must keep. max_error: relative Frobenius error of all deltas together; max_divergence:
+    mean KL divergence of its next-token distributions, in nats. None: no bound."""
+
+    max_error: float | None = None
+    max_divergence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Compressed:
     """modules: forms by module; errors: relative Frobenius error of each low-rank delta, against the given weights;
     relative_error: that of all deltas together, sqrt(sum |dW' - dW|^2 / sum |dW|^2)."""
