@@ -16,7 +16,7 @@ from adapters_store.errors import (
     StoreUnavailable,
     read_error,
 )
-from adapters_store.formats import forms_file, peft
+from adapters_store.formats import forms_file, peft, peft_export
 from adapters_store.forms import AdapterWeights, BaseSpec
 from adapters_store.index import Index
 from adapters_store.info import AdapterInfo, AdapterRef, Notice
@@ -197,9 +197,16 @@ class AdapterRegistry:
                 raise read_error(error, "file") from error
 
     def open_file(self, reference: str, filename: str, tenant: str = "public") -> tuple[int, Iterator[bytes]]:
-        """Size and bytes of a stored file, verified before the first block; closing the iterator releases it."""
+        """Size and bytes of a file, verified before the first block; closing the iterator releases it.
+
+        Adapters whose forms have a file of their own are written as PEFT's two files.
+        """
         record = self._find(reference, tenant)[1]
         blob = record.blobs.get(filename)
+        exported = forms_file.FORMS_FILE in record.blobs and filename in (peft.CONFIG_FILE, peft.WEIGHTS_FILE)
+        if exported and record.manifest is not None:
+            made = peft_export.export(filename, self.load(record.manifest).modules, self._base)
+            return len(made), iter([made])
         if blob is None:
             raise AdapterNotFound(
                 f"The adapter has no file `{canonical.shorten(filename)}`; it has {', '.join(record.blobs)}.",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adapters_store.compression.recipe import Recipe, compress
-from adapters_store.errors import AdapterConflict, AdapterCorrupt, AdapterInvalid, PreconditionFailed
+from adapters_store.errors import AdapterConflict, AdapterCorrupt, AdapterInvalid, AdapterNotFound, PreconditionFailed
 from adapters_store.formats.forms_file import FORMS_FILE
 from adapters_store.forms import LowRank
 from adapters_store.info import AdapterInfo
@@ -49,6 +49,22 @@ def test_the_next_version_holds_the_forms(registry: AdapterRegistry, objects: Ob
             assert torch.equal(form.d, expected.d)
     assert registry._log.manifest(info.digest)["module_errors"] == TOLD["module_errors"]
     assert registry.rollback("legal", 1).digest == first.digest
+
+
+def test_the_files_are_those_of_peft(registry: AdapterRegistry, upload: Upload, tmp_path: Path) -> None:
+    first, _ = upload("legal", 1)
+    info, _ = add_int8(registry, first, "small")
+    files = {}
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        size, pieces = registry.open_file("small", name)
+        files[name] = b"".join(pieces)
+        assert len(files[name]) == size
+    (tmp_path / "weights").write_bytes(files["adapter_model.safetensors"])
+    again, _ = registry.add("again", files["adapter_config.json"], tmp_path / "weights")
+    assert (again.rank, again.modules) == (info.rank, info.modules)
+    assert registry.open_file("small", FORMS_FILE)[0] == info.bytes
+    with pytest.raises(AdapterNotFound):
+        registry.open_file("small", "adapter_model.bin")
 
 
 def test_the_same_again_is_no_new_version(registry: AdapterRegistry, upload: Upload) -> None:
