@@ -86,6 +86,7 @@ def _compare(original: list[torch.Tensor], changed: list[torch.Tensor]) -> tuple
     kl, same = [], []
     for one, other in zip(original, changed, strict=True):
         p = one.double()
-        kl.append((p.exp() * (p - other.double())).sum().clamp(min=0.0))
+        terms = torch.where(p.isneginf(), 0.0, p.exp() * (p - other.double()))  # a token that cannot come adds nothing
+        kl.append(terms.sum().clamp(min=0.0))
         same.append(one.argmax() == other.argmax())
     return torch.stack(kl), torch.stack(same)
