@@ -17,7 +17,9 @@ Energy = Annotated[
 Target = Annotated[str | None, typer.Option(help="Name of the result; by default it is NAME's next version.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Make it the next version if the target holds other content.")]
 MaxError = Annotated[float | None, typer.Option(min=0, help="Refuse a larger relative error of the weights.")]
-MaxDivergence = Annotated[float, typer.Option(min=0, help="Refuse a larger mean KL divergence of answers, in nats.")]
+MaxDivergence = Annotated[
+    float | None, typer.Option(min=0, help="Refuse a larger mean KL divergence of answers, in nats; 0.02 if not given.")
+]
 Probe = Annotated[
     Path | None,
     typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Prompts to measure on, one a line."),
@@ -32,15 +34,21 @@ def compress(
     target: Target = None,
     replace: Replace = False,
     max_error: MaxError = None,
-    max_divergence: MaxDivergence = 0.1,
+    max_divergence: MaxDivergence = None,
     probe: Probe = None,
     url: UrlOption = DEFAULT_URL,
     as_json: JsonOption = False,
 ) -> None:
     """Store a smaller version of NAME (or NAME@VERSION), unless it is too lossy."""
     check_reference(name)
-    body: dict[str, Any] = {"dtype": dtype, "replace": replace, "max_divergence": max_divergence}
-    optional = {"rank": rank, "energy": energy, "target": target, "max_error": max_error}
+    body: dict[str, Any] = {"dtype": dtype, "replace": replace}
+    optional = {
+        "rank": rank,
+        "energy": energy,
+        "target": target,
+        "max_error": max_error,
+        "max_divergence": max_divergence,
+    }
     body |= {key: value for key, value in optional.items() if value is not None}
     if probe is not None:
         body["probe"] = _prompts(probe)

@@ -25,7 +25,7 @@ async def test_the_defaults(client: Client, compressor: FakeCompressor, registry
     assert answer.headers["etag"] == f'"{body["digest"]}"'
     assert answer.headers["location"] == "/adapters/legal@2"
     expected = {"source": source, "target": None, "replace": False, "probe": None, "dtype": "int8", "rank": None}
-    assert compressor.orders == [expected | {"energy": None, "max_error": None, "max_divergence": 0.1}]
+    assert compressor.orders == [expected | {"energy": None, "max_error": None, "max_divergence": 0.02}]
     again = await client.post("/adapters/legal/compress", json={})
     assert (again.status_code, again.json()["version"]) == (200, 2)
     assert (await client.get("/adapters/legal")).json()["compression"] == TOLD

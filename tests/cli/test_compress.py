@@ -23,7 +23,7 @@ def test_says_what_was_made_and_how_near_it_is(polyrank: Polyrank, fake: FakeSer
     assert lines[3] == (
         "KL divergence 0.001 nats on average, 0.01 at most; same greedy token at 99.5% of 120 positions"
     )
-    assert fake.orders == [{"dtype": "int8", "replace": False, "max_divergence": 0.1}]
+    assert fake.orders == [{"dtype": "int8", "replace": False}]
 
 
 def test_options_are_passed_on(polyrank: Polyrank, fake: FakeServer, tmp_path: Path) -> None:

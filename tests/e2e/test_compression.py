@@ -1,4 +1,4 @@
-"""Compressed adapters through the whole service but HTTP: measured, refused or stored, and served in 8 bits."""
+"""Compressed adapters through the whole service: measured, refused or stored, and served in 8 bits."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from server.engine.request import GenerationRequest, SamplingParams, WeightedAda
 from server.errors import ContextTooLong
 from server.trials import Trials
 from tests.e2e.world import World, build_world
+from tests.support.server_process import ServerProcess
 
 LIMITS = EngineLimits(kv_cache_memory=8 << 20, adapter_memory=16 << 20, max_batch_tokens=64)
 ADAPTERS = {"plain": {"r": 8, "lora_alpha": 16}, "other": {"r": 4, "lora_alpha": 8}}
@@ -136,3 +138,27 @@ def test_trials_come_before_the_store_and_go() -> None:
         assert trials.load(digest) == AdapterWeights(digest, {"m": ()})
         assert trials.load("s") is stored
     assert trials.load(digest) is stored
+
+
+def test_adapters_in_eight_bits_over_http(world: World, tmp_path: Path) -> None:
+    """`--adapter-dtype int8` changes what is in memory, not what is stored, nor what errors are measured against."""
+    given = tmp_path / "plain"
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    files = {part: (given / name).read_bytes() for part, name in zip(("config", "weights"), names, strict=True)}
+    options = ("--adapter-dtype", "int8", "--kv-cache-memory", "8MiB", "--adapter-memory", "16MiB")
+    with (
+        ServerProcess(str(world.folder), tmp_path / "store", *options, log=tmp_path / "log") as server,
+        httpx.Client(base_url=server.url, timeout=PATIENCE) as client,
+    ):
+        assert client.put("/adapters/plain", files=files).status_code == 201
+        assert client.get(f"/adapters/plain/files/{names[1]}").content == files["weights"]
+        body = {"inputs": PROMPTS[1], "parameters": {"max_new_tokens": 8, "details": True, "adapter_id": "plain"}}
+        native = client.post("/generate", json=body).json()["details"]["tokens"]
+        assert client.post("/adapters/plain/compress", json={"max_error": 1e-6}).json()["error"]["code"] == "too_lossy"
+        made = client.post("/adapters/plain/compress", json={"probe": PROMPTS})
+        assert (made.status_code, made.json()["version"]) == (201, 2)
+        assert made.json()["compression"]["divergence"]["mean_kl"] > 0
+        # Stored in eight bits or brought to them in memory: the same factors, so the same tokens and probabilities.
+        assert client.post("/generate", json=body).json()["details"]["tokens"] == native
+        exported = client.get(f"/adapters/plain/files/{names[1]}").content
+        assert len(exported) > made.json()["bytes"]

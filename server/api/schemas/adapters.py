@@ -11,6 +11,8 @@ from server.engine.status import Residency
 
 MAX_VERSION = 2**31 - 1
 MAX_RANK = 2**16
+# On the example adapters: int8 1e-6, energy 0.9 at most 0.007, rank 1 0.02 to 0.035, the adapter gone 0.1 to 1.4.
+MAX_DIVERGENCE = 0.02
 ProbeText = Annotated[str, Field(min_length=1, max_length=8192)]
 
 
@@ -93,7 +95,7 @@ class CompressRequest(Strict):
     target: Annotated[str, Field(max_length=512)] | None = None
     replace: bool = False
     max_error: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    max_divergence: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.1
+    max_divergence: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = MAX_DIVERGENCE
     probe: Annotated[list[ProbeText], Field(min_length=1, max_length=64)] | None = None
 
 
