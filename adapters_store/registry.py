@@ -17,7 +17,7 @@ from adapters_store.errors import (
     StoreUnavailable,
     read_error,
 )
-from adapters_store.formats import peft
+from adapters_store.formats import forms_file, peft, peft_export
 from adapters_store.forms import AdapterWeights, BaseSpec
 from adapters_store.index import Index
 from adapters_store.info import AdapterInfo, AdapterRef, Notice
@@ -108,16 +108,36 @@ class AdapterRegistry:
         self._refresh_name(tenant, name)
         self._check_free(tenant, name, blobs, if_match, replace)
         imported = peft.inspect(config, weights_path, self._base, self._limits)
-        manifest = self._manifest(imported, blobs, provenance)
-        for _ in range(_ATTEMPTS):
-            current = self._check_free(tenant, name, blobs, if_match, replace)
-            if current and (self._sound(current) or self._restored(current, manifest, files)):
-                return self._shown(current), False
-            if record := self._log.commit(tenant, name, self._next(tenant, name), "upload", manifest, files):
-                self._damaged.difference_update(files)
-                return self._committed(tenant, name, record), True
-            self._refresh_name(tenant, name)
-        raise _busy(name)
+        manifest = self._manifest(
+            peft.WEIGHTS_FILE, blobs, {**imported.manifest_fields(), "provenance": dict(provenance)}
+        )
+        return self._append(tenant, name, "upload", manifest, files, blobs, if_match, replace)
+
+    def add_forms(
+        self,
+        name: str,
+        modules: forms_file.Modules,
+        event: str,
+        told: Mapping[str, Any],
+        *,
+        tenant: str = "public",
+        if_match: str | None = None,
+        replace: bool = False,
+    ) -> tuple[AdapterInfo, bool]:
+        """Stores forms that the server has made as the next version of a name; otherwise as `add`.
+
+        event: what made them; told: more fields of the manifest: kind, warnings, provenance, compression.
+        """
+        names.check_name(name, *self._base.names)
+        names.check_tenant(tenant)
+        data = forms_file.dump(modules)
+        blobs = {forms_file.FORMS_FILE: Blob(canonical.digest(data), len(data))}
+        counted = {"matched": len(modules), "total": len(self._base.modules)}
+        fields = {**forms_file.facts(modules), "modules": counted, **told}
+        manifest = self._manifest(forms_file.FORMS_FILE, blobs, fields)
+        files: dict[str, Source] = {blobs[forms_file.FORMS_FILE].digest: data}
+        self._refresh_name(tenant, name)
+        return self._append(tenant, name, event, manifest, files, blobs, if_match, replace)
 
     def delete(self, name: str, tenant: str = "public", if_match: str | None = None) -> None:
         """Appends a tombstone; the content stays loadable by digest.
@@ -166,16 +186,27 @@ class AdapterRegistry:
                 f"The adapter belongs to `{manifest['base']['id']}`, not to the served base.", code="base_mismatch"
             )
         blobs = {name: Blob(**blob) for name, blob in manifest["blobs"].items()}
-        with self._blob(blobs[peft.CONFIG_FILE]) as config, self._blob(blobs[peft.WEIGHTS_FILE]) as weights:
+        with ExitStack() as stack:
+            paths = {name: stack.enter_context(self._blob(blob)) for name, blob in blobs.items()}
             try:
-                return peft.load(config.read_bytes(), weights, self._base, self._limits, digest)
+                if (forms := paths.get(forms_file.FORMS_FILE)) is not None:
+                    return AdapterWeights(digest, forms_file.load(forms, self._base, self._limits))
+                config, weights = paths[peft.CONFIG_FILE].read_bytes(), paths[peft.WEIGHTS_FILE]
+                return peft.load(config, weights, self._base, self._limits, digest)
             except OSError as error:
                 raise read_error(error, "file") from error
 
     def open_file(self, reference: str, filename: str, tenant: str = "public") -> tuple[int, Iterator[bytes]]:
-        """Size and bytes of a stored file, verified before the first block; closing the iterator releases it."""
+        """Size and bytes of a file, verified before the first block; closing the iterator releases it.
+
+        Adapters whose forms have a file of their own are written as PEFT's two files.
+        """
         record = self._find(reference, tenant)[1]
         blob = record.blobs.get(filename)
+        exported = forms_file.FORMS_FILE in record.blobs and filename in (peft.CONFIG_FILE, peft.WEIGHTS_FILE)
+        if exported and record.manifest is not None:
+            made = peft_export.export(filename, self.load(record.manifest).modules, self._base)
+            return len(made), iter([made])
         if blob is None:
             raise AdapterNotFound(
                 f"The adapter has no file `{canonical.shorten(filename)}`; it has {', '.join(record.blobs)}.",
@@ -278,18 +309,37 @@ class AdapterRegistry:
             )
         return None
 
-    def _manifest(
-        self, imported: peft.Imported, blobs: Mapping[str, Blob], provenance: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _manifest(self, weights: str, blobs: Mapping[str, Blob], fields: Mapping[str, Any]) -> dict[str, Any]:
+        """weights: name of the file whose size is the adapter's."""
         return {
             "schema": 1,
             "base": {"id": self._base.id, "fingerprint": self._base.fingerprint},
-            **imported.manifest_fields(),
-            "bytes": blobs[peft.WEIGHTS_FILE].size,
+            "bytes": blobs[weights].size,
             "blobs": {name: {"digest": blob.digest, "size": blob.size} for name, blob in blobs.items()},
             "compression": None,
-            "provenance": dict(provenance),
+            **fields,
         }
+
+    def _append(
+        self,
+        tenant: str,
+        name: str,
+        event: str,
+        manifest: Mapping[str, Any],
+        files: Mapping[str, Source],
+        blobs: Mapping[str, Blob],
+        if_match: str | None,
+        replace: bool,
+    ) -> tuple[AdapterInfo, bool]:
+        for _ in range(_ATTEMPTS):
+            current = self._check_free(tenant, name, blobs, if_match, replace)
+            if current and (self._sound(current) or self._restored(current, manifest, files)):
+                return self._shown(current), False
+            if record := self._log.commit(tenant, name, self._next(tenant, name), event, manifest, files):
+                self._damaged.difference_update(files)
+                return self._committed(tenant, name, record), True
+            self._refresh_name(tenant, name)
+        raise _busy(name)
 
     def _committed(self, tenant: str, name: str, record: Record) -> AdapterInfo:
         self._index.put(tenant, name, record)

@@ -6,6 +6,7 @@ Format: https://huggingface.co/docs/safetensors/index#format
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -44,8 +45,8 @@ class _DuplicateKeyError(ValueError):
     pass
 
 
-def read_header(path: Path, limits: HeaderLimits) -> dict[str, TensorEntry]:
-    """The tensors of a safetensors file by name, checked; the data is not read.
+def read_header(path: Path, limits: HeaderLimits, dtypes: Mapping[str, torch.dtype] = DTYPES) -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file by name, checked; the data is not read. dtypes: those accepted, by name.
 
     Raises UnsupportedFormat for another format, AdapterInvalid with `header_limits`, `bad_tensor_entry`,
     `bad_dtype` or `corrupt_safetensors`.
@@ -62,7 +63,7 @@ def read_header(path: Path, limits: HeaderLimits) -> dict[str, TensorEntry]:
         _limit(f"The header lists {claimed} tensors; the limit is {limits.tensors}.")
     fields = _parse(raw)
     fields.pop("__metadata__", None)
-    entries = {name: _entry(name, value, 8 + length, size) for name, value in fields.items()}
+    entries = {name: _entry(name, value, 8 + length, size, dtypes) for name, value in fields.items()}
     _check_cover(entries, 8 + length, size)
     return entries
 
@@ -110,15 +111,15 @@ def _refuse_constant(_: str) -> NoReturn:
     raise ValueError
 
 
-def _entry(name: str, value: object, base: int, size: int) -> TensorEntry:
+def _entry(name: str, value: object, base: int, size: int, dtypes: Mapping[str, torch.dtype]) -> TensorEntry:
     if not name.isprintable() or ".." in name or len(name) > MAX_NAME:
         raise _entry_error(name, f"is not a tensor name: no control characters, no `..`, at most {MAX_NAME} long")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         _corrupt(f"the entry of `{shorten(name)}` needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in dtypes:
         raise AdapterInvalid(
-            f"Tensor `{shorten(name)}` has dtype {shorten(str(dtype), 20)}; accepted are {', '.join(DTYPES)}.",
+            f"Tensor `{shorten(name)}` has dtype {shorten(str(dtype), 20)}; accepted are {', '.join(dtypes)}.",
             code="bad_dtype",
             param="weights",
         )
@@ -126,7 +127,7 @@ def _entry(name: str, value: object, base: int, size: int) -> TensorEntry:
         _corrupt(f"shape or data_offsets of `{shorten(name)}` are not lists of non-negative integers")
     if not 1 <= len(shape) <= 2 or not all(1 <= dimension <= MAX_DIMENSION for dimension in shape):
         raise _entry_error(name, f"has shape {str(shape)[:60]}; one or two dimensions of 1 to 2**31 are accepted")
-    entry = TensorEntry(name, DTYPES[dtype], tuple(shape), base + offsets[0], base + offsets[1])
+    entry = TensorEntry(name, dtypes[dtype], tuple(shape), base + offsets[0], base + offsets[1])
     if entry.end - entry.start != entry.count * entry.dtype.itemsize or entry.end > size:
         _corrupt(f"the bytes of `{shorten(name)}` do not fit its shape or lie outside the file")
     return entry

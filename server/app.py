@@ -11,6 +11,7 @@ import transformers
 from fastapi import FastAPI
 
 from adapters_store.cache import CachePlace
+from adapters_store.compression.recipe import in_memory
 from adapters_store.errors import CodedError
 from adapters_store.limits import Limits
 from adapters_store.log import open_store
@@ -21,6 +22,7 @@ from server import logs
 from server.api.application import create_api
 from server.api.drain import Drain
 from server.api.services import ApiSettings, Services
+from server.compressor import Compressor
 from server.engine.async_engine import AsyncEngine
 from server.engine.build import EngineLimits, build_engine
 from server.engine.compute_threads import in_passing
@@ -31,6 +33,7 @@ from server.model.loader import load_base_model
 from server.model.quantize import check_quantization
 from server.serving import serve
 from server.settings import Settings, is_loopback
+from server.trials import Trials
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +53,15 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     registry = AdapterRegistry(store, base.spec, _upload_limits(settings, base.dtype))
     if settings.preload is not None:
         preload(registry, settings.preload)
-    engine = build_engine(base, _limits(settings), registry.load, settings.quantize, compiling=settings.compile)
+    trials = Trials(lambda digest: in_memory(registry.load(digest), settings.adapter_dtype))
+    engine = build_engine(base, _limits(settings), trials.load, settings.quantize, compiling=settings.compile)
     api_settings = ApiSettings(
         staging=store.staging,
         adapter_root=settings.adapter_root,
         max_upload_bytes=int(settings.max_upload_bytes),
         loopback_only=is_loopback(settings.host),
     )
-    services = Services(engine, registry, Metrics(), api_settings, drain)
+    services = Services(engine, registry, Compressor(registry, engine, trials), Metrics(), api_settings, drain)
     # A bucket would be read from end to end by every server that starts: there, files are verified as they are used.
     verified = None if is_remote(settings.store) else registry
     return create_api(services, lifespan=_lifespan(engine, verified))

@@ -19,6 +19,7 @@ TIMEOUT = httpx.Timeout(600.0, connect=5.0)  # seconds; an upload is answered af
 HINTS = {
     "adapter_exists": "--replace makes your folder the next version",
     "invalid_api_key": "set POLYRANK_API_KEY",
+    "already_compressed": "`polyrank show` names its source; compress that version",
     "model_not_found": "`polyrank ls` shows the names there are",
     "upload_too_large": "the server's --max-upload-bytes sets the limit",
 }
@@ -90,6 +91,11 @@ class Client:
             parameters = {"replace": "true"} if replace else {}
             with self._stream("PUT", _path(name), params=parameters, files=files) as response:
                 return _object(response.read()), response.status_code == httpx.codes.CREATED
+
+    def compress(self, reference: str, order: Json) -> tuple[Json, bool]:
+        """Has the server store a compressed version; returns its facts and whether anything is new."""
+        with self._stream("POST", f"{_path(reference)}/compress", json=order) as response:
+            return _object(response.read()), response.status_code == httpx.codes.CREATED
 
     def download(self, reference: str, file: str, target: BinaryIO, progress: Progress) -> None:
         """Writes one file of the adapter's PEFT folder to `target`."""

@@ -75,6 +75,7 @@ BAD = [
     ("device", "tpu"),
     ("dtype", "int8"),
     ("quantize", "int4"),
+    ("adapter_dtype", "bfloat16"),
     ("model", " "),
     ("store", ""),
     ("store", "ftp://host/path"),

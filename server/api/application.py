@@ -18,6 +18,7 @@ from server.api.routes import (
     adapters,
     chat,
     completions,
+    compression,
     lora_admin,
     models,
     operations,
@@ -34,6 +35,7 @@ ROUTERS = (
     tokens.router,
     adapter_upload.router,
     adapters.router,
+    compression.router,
     lora_admin.router,
     operations.router,
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from adapters_store.compression.recipe import Bounds, Recipe
 from adapters_store.info import AdapterInfo, AdapterRef
 from server.api.drain import Drain
 from server.engine.request import GenerationRequest, StepOutput
@@ -81,6 +82,21 @@ class Registry(Protocol):
     def open_file(self, reference: str, filename: str, tenant: str = "public") -> tuple[int, Iterator[bytes]]: ...
 
 
+class Compressor(Protocol):
+    """Makes smaller versions of adapters; the answer is the version, whether it is new, and each module's error."""
+
+    async def compress(
+        self,
+        source: AdapterRef,
+        recipe: Recipe,
+        bounds: Bounds,
+        *,
+        target: str | None = None,
+        replace: bool = False,
+        probe: Sequence[str] | None = None,
+    ) -> tuple[AdapterInfo, bool, dict[str, float]]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
     """Limits of the HTTP side. Sizes in bytes, times in seconds.
@@ -111,6 +127,7 @@ class Services:
 
     engine: Engine
     adapters: Registry
+    compressor: Compressor
     metrics: Metrics
     settings: ApiSettings
     drain: Drain = field(default_factory=Drain)

@@ -48,7 +48,7 @@ def push(
         say_json(info)
         return
     say(f"{info['name']}@{info['version']}  {info['digest']}{'' if new else '  (already there, unchanged)'}")
-    say(_summary(info))
+    say(summary(info))
     for notice in info.get("warnings", ()):
         warn(f"warning: {notice['message']} ({notice['code']})")
 
@@ -60,7 +60,7 @@ def pull(
     as_json: JsonOption = False,
 ) -> None:
     """Download NAME (or NAME@VERSION) as a PEFT folder DIR, whole or not at all."""
-    _check_reference(name)
+    check_reference(name)
     if there := folder.exists():
         if not folder.is_dir() or any(folder.iterdir()):
             raise ClientError(f"{folder} exists and is not an empty folder", "target_exists", hint="name a new folder")
@@ -112,13 +112,13 @@ def ls(url: UrlOption = DEFAULT_URL, as_json: JsonOption = False) -> None:
 
 def show(name: NameArgument, url: UrlOption = DEFAULT_URL, as_json: JsonOption = False) -> None:
     """Show what is known of NAME (or NAME@VERSION)."""
-    _check_reference(name)
+    check_reference(name)
     with connect(url) as client:
         info = client.adapter(name)
     if as_json:
         say_json(info)
         return
-    facts = {"name": f"{info['name']}@{info['version']}", "digest": info["digest"], "weights": _summary(info)}
+    facts = {"name": f"{info['name']}@{info['version']}", "digest": info["digest"], "weights": summary(info)}
     known = {"name", "version", "digest", "kind", "rank", "modules", "bytes", "warnings"}
     facts |= {key: _flat(value) for key, value in info.items() if key not in known and value not in (None, [], {})}
     width = max(len(key) for key in facts)
@@ -139,14 +139,15 @@ def rm(name: NameArgument, url: UrlOption = DEFAULT_URL, as_json: JsonOption = F
         say(f"deleted {name}")
 
 
-def _check_reference(reference: str) -> None:
+def check_reference(reference: str) -> None:
+    """Raises UsageError for what can be no reference to an adapter."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:@-]*", reference):
         raise UsageError(f"{reference!r} is no adapter name: letters, digits, '.', '_' and '-'", param_hint="NAME")
 
 
 def _check_name(name: str) -> None:
     """For what acts on a name with all its versions."""
-    _check_reference(name)
+    check_reference(name)
     if "@" in name or ":" in name:
         raise UsageError(f"{name!r}: give a name, not a version or a digest", param_hint="NAME")
 
@@ -178,7 +179,8 @@ def _modules(info: dict[str, Any]) -> str:
     return f"{modules['matched']}/{modules['total']}" if "matched" in modules else "-"
 
 
-def _summary(info: dict[str, Any]) -> str:
+def summary(info: dict[str, Any]) -> str:
+    """Kind, rank, modules and size on one line."""
     return f"{info.get('kind')}, rank {_rank(info)}, modules {_modules(info)}, {size(info.get('bytes') or 0)}"
 
 

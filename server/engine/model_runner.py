@@ -57,6 +57,7 @@ class ModelRunner:
             logits = self._forward(batch, rows, slots)
         for row in rows:
             _record_prompt_logprobs(row, logits)
+            _show_prompt_logits(row, logits)
         sampling = [row for row in rows if row.entry.samples]
         if not sampling:
             return [None] * len(rows)
@@ -154,7 +155,7 @@ def _layout(batch: ScheduledBatch) -> list[_Rows]:
 
 def _kept(entry: ScheduledSequence) -> range:
     """Rows of an entry (from its own first) whose logits are needed: the last one, or all of the prompt's."""
-    if entry.sequence.wants_prompt_logprobs and entry.start < entry.sequence.num_prompt:
+    if entry.sequence.wants_prompt_logits and entry.start < entry.sequence.num_prompt:
         return range(entry.count)
     return range(entry.count - 1, entry.count) if entry.samples else range(0)
 
@@ -170,3 +171,10 @@ def _record_prompt_logprobs(row: _Rows, logits: torch.Tensor) -> None:
         logprobs = logits[row.logits[position - entry.start]].log_softmax(dim=-1)
         following = sequence.tokens[position + 1]
         sequence.prompt_logprobs[position + 1] = (float(logprobs[following]), candidates(logprobs, count))
+
+
+def _show_prompt_logits(row: _Rows, logits: torch.Tensor) -> None:
+    entry, probe = row.entry, row.entry.sequence.request.probe
+    if probe is not None:
+        for position in range(entry.start, min(entry.start + entry.count, entry.sequence.num_prompt)):
+            probe(position, logits[row.logits[position - entry.start]])

@@ -1,7 +1,9 @@
 """What a caller asks of the engine and what comes back: plain values, no torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from adapters_store.errors import CodedError
 
@@ -67,7 +69,9 @@ class WeightedAdapter:
 class GenerationRequest:
     """One prompt, one answer. `prompt` is text (special tokens added by the tokenizer's rule) or token ids as they are.
 
-    add_special_tokens: false for text that a chat template has already completed.
+    add_special_tokens: false for text that a chat template has already completed. probe: is called on the engine's
+    thread with each position of the prompt and its logits (a float32 tensor [vocabulary] that is not the caller's to
+    keep), again after a preemption; it must not fail.
     """
 
     request_id: str
@@ -76,6 +80,7 @@ class GenerationRequest:
     adapters: tuple[WeightedAdapter, ...] = ()
     tenant: str = "public"
     add_special_tokens: bool = True
+    probe: Callable[[int, Any], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ class Scheduler:
         log probabilities are asked for.
         """
         tokens = sequence.tokens
-        reusable = 0 if sequence.wants_prompt_logprobs else len(tokens) - 1
+        reusable = 0 if sequence.wants_prompt_logits else len(tokens) - 1
         cached = self.blocks.match(sequence.keys.upto(tokens, reusable))
         missing = self._blocks_for(len(tokens)) - len(cached)
         headroom = len(self.running)  # a block for each running sequence's next tokens

@@ -52,3 +52,8 @@ class Sequence:
     @property
     def wants_prompt_logprobs(self) -> bool:
         return self.request.sampling.prompt_logprobs is not None
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Whether every position of the prompt must be computed, cached or not."""
+        return self.wants_prompt_logprobs or self.request.probe is not None

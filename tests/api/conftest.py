@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from server.api.application import create_api
 from server.api.services import ApiSettings, Services
 from server.metrics import Metrics
+from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import FakeEngine
 from tests.api.fake_registry import FakeRegistry
 
@@ -42,8 +43,13 @@ def settings(tmp_path: Path, adapter_root: Path) -> ApiSettings:
 
 
 @pytest.fixture
-def services(engine: FakeEngine, registry: FakeRegistry, settings: ApiSettings) -> Services:
-    return Services(engine=engine, adapters=registry, metrics=Metrics(), settings=settings)
+def compressor(registry: FakeRegistry) -> FakeCompressor:
+    return FakeCompressor(registry)
+
+
+@pytest.fixture
+def services(engine: FakeEngine, registry: FakeRegistry, compressor: FakeCompressor, settings: ApiSettings) -> Services:
+    return Services(engine, registry, compressor, Metrics(), settings)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from server.api.services import ApiSettings, Services
 from server.engine.request import FinishReason, GenerationRequest, StepOutput
 from server.metrics import Metrics
 from server.serving import serve
+from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import FIRST_BYTE, FakeEngine
 from tests.api.fake_registry import FakeRegistry
 
@@ -31,7 +32,9 @@ def main(port: int, drain_seconds: float) -> None:
     engine.script = until_told
     logs.configure("info", "text")
     with tempfile.TemporaryDirectory() as staging:
-        services = Services(engine, FakeRegistry(), Metrics(), ApiSettings(staging=Path(staging)))
+        registry = FakeRegistry()
+        settings = ApiSettings(staging=Path(staging))
+        services = Services(engine, registry, FakeCompressor(registry), Metrics(), settings)
         serve(create_api(services), services.drain, "127.0.0.1", port, drain_seconds)
 
 

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from server.api.schemas.adapters import AdapterInfo
+from tests.api.fake_compressor import ERRORS, TOLD
 
 Content = tuple[bytes, bytes]  # adapter_config.json, adapter_model.safetensors
 
@@ -36,6 +37,7 @@ class FakeServer:
     requests: list[str] = field(default_factory=list)
     authorization: list[str | None] = field(default_factory=list)
     prompts: list[dict[str, Any]] = field(default_factory=list)
+    orders: list[dict[str, Any]] = field(default_factory=list)  # bodies of calls to compress
     refuse: Response | None = None  # the answer to every call
     events: list[dict[str, Any]] = field(default_factory=list)
     before_weights: threading.Event | None = None  # set when a download of weights hangs half-way
@@ -99,6 +101,13 @@ class FakeServer:
             return Response(config)
         return self._hanging(weights) if self.before_weights else Response(weights)
 
+    async def compress(self, request: Request) -> Response:
+        self.orders.append(await request.json())
+        name = self.orders[-1].get("target") or request.path_params["name"].partition("@")[0]
+        self.versions[name] = [*self.versions.get(name, []), (b"{}", b"small")]
+        info = self.info(name, len(self.versions[name])) | {"compression": TOLD, "module_errors": ERRORS}
+        return JSONResponse(info, status_code=201)
+
     def _hanging(self, weights: bytes) -> Response:
         def body() -> Iterator[bytes]:
             yield weights[:10]
@@ -150,6 +159,7 @@ class FakeServer:
                 route("/adapters", self.adapters, "GET"),
                 route("/adapters/{name}", self.push, "PUT"),
                 route("/adapters/{name}", self.adapter, "GET", "DELETE"),
+                route("/adapters/{name}/compress", self.compress, "POST"),
                 route("/adapters/{name}/files/{file}", self.adapter, "GET"),
                 route("/generate_stream", self.generate, "POST"),
                 route("/ready", self.ready, "GET"),

@@ -100,6 +100,17 @@ def test_own_adapter_with_curl(real: RealServer) -> None:
     bash(f"{POLYRANK} rm date-iso-2", real)
 
 
+def test_a_smaller_version(real: RealServer) -> None:
+    lines = bash(block("Your own adapter", "bash", 2), real).splitlines()
+    assert lines[0].startswith("date-iso-small@1  ")
+    assert "same greedy token at" in lines[-1]
+    prompt = shlex.quote("Normalize the date: 3 Feb 1914\nAnswer:")
+    said = bash(f"{POLYRANK} generate --adapter date-iso-small --max-new-tokens 12 {prompt}", real)
+    assert said.startswith(" 1914-02-03")
+    sizes = [httpx.get(f"{real.url}/adapters/{name}").json()["bytes"] for name in ("date-iso", "date-iso-small")]
+    assert sizes[1] < sizes[0] / 2
+
+
 def test_the_built_in_model_goes_by_its_alias(real: RealServer) -> None:
     base = httpx.get(f"{real.url}/v1/models/smollm2").json()
     assert base["parent"] is None

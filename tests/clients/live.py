@@ -14,6 +14,7 @@ import uvicorn
 from server.api.application import create_api
 from server.api.services import ApiSettings, Services
 from server.metrics import Metrics
+from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import MODEL_ID, FakeEngine
 from tests.api.fake_registry import FakeRegistry
 from tests.support.models import save_tiny, tiny_model
@@ -37,7 +38,7 @@ def fake_server() -> Iterator[LiveServer]:
     registry.put("poet")
     with tempfile.TemporaryDirectory() as staging:
         settings = ApiSettings(staging=Path(staging))
-        api = create_api(Services(engine=FakeEngine(), adapters=registry, metrics=Metrics(), settings=settings))
+        api = create_api(Services(FakeEngine(), registry, FakeCompressor(registry), Metrics(), settings))
         listener = socket.create_server(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(api, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

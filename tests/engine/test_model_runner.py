@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from adapters_store.errors import AdapterCorrupt
 from adapters_store.forms import AdapterWeights, Form, LowRank, ReplacedWeight
 from kernels import dispatch
-from kernels.segments import Field, Limits, Segments
+from kernels.segments import FACTOR_DTYPES, Field, Limits, Segments
 from server.engine.adapter_loader import AdapterLoader
 from server.engine.adapter_pool import Placement
 from server.engine.adapter_storage import AdapterStorage, pack
@@ -91,8 +91,9 @@ class Bench:
         params: SamplingParams = GREEDY,
         adapters: Iterable[tuple[str, float]] = (),
         max_tokens: int = 6,
+        probe: Callable[[int, torch.Tensor], None] | None = None,
     ) -> None:
-        request = GenerationRequest(request_id, tuple(prompt), params, weighted(adapters))
+        request = GenerationRequest(request_id, tuple(prompt), params, weighted(adapters), probe=probe)
         keys = PrefixKeys("base", request.adapters, request.tenant, BLOCK_SIZE)
         sequence = Sequence(request, prompt, max_tokens, keys)
         answer = Answer(sequence, self.tokenizer.stream(prompt), seed=params.seed or 0, eos_ids=(), grammar=None)
@@ -224,6 +225,17 @@ def test_prompt_logprobs_are_those_of_transformers(built: Bench, length: int) ->
         assert values == pytest.approx(row.topk(3).values.tolist(), abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("length", [1, 30, 61])
+def test_a_probe_sees_the_logits_of_every_prompt_position(built: Bench, length: int) -> None:
+    tokens, seen = prompt(length, 72), dict[int, torch.Tensor]()
+    for turn in range(2):  # the second time the prompt lies in the cache
+        built.add(f"probed{length}-{turn}", tokens, adapters=[("one", 1.0)], max_tokens=3, probe=seen.__setitem__)
+        built.run()
+        assert sorted(seen) == list(range(length))
+        found = torch.stack([seen.pop(position) for position in range(length)]).log_softmax(dim=-1)
+        assert torch.allclose(found, logprobs(merged([("one", 1.0)]), tokens), atol=TOLERANCE)
+
+
 def test_sampling_does_not_depend_on_the_batch(built: Bench) -> None:
     params = SamplingParams(temperature=0.8, top_p=0.9, seed=11, ignore_eos=True)
     built.add("alone", prompt(12, 80), params, [("one", 1.0)], max_tokens=12)
@@ -261,6 +273,14 @@ class TestPack:
         a, b = torch.arange(6.0).view(2, 3), torch.arange(8.0).view(4, 2)
         packed = pack(AdapterWeights("x", {"e": (LowRank(a, b, torch.ones(2)),)}), frozenset({"e"}))
         assert packed.blocks[packed.records["e"][Field.A]].view(torch.float32).tolist() == a.T.flatten().tolist()
+
+    def test_eight_bits_stay_eight_bits(self) -> None:
+        a, b = torch.arange(6, dtype=torch.int8).view(2, 3), torch.arange(8, dtype=torch.int8).view(4, 2)
+        packed = pack(AdapterWeights("x", {"m": (LowRank(a, b, torch.ones(2)),)}), frozenset())
+        record = packed.records["m"]
+        assert FACTOR_DTYPES[record[Field.DTYPE]] == torch.int8
+        assert packed.sizes == [6, 8, 8]
+        assert packed.blocks[record[Field.B]].view(torch.int8).tolist() == b.T.flatten().tolist()
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_factors_keep_their_type_and_scales_are_float32(self, dtype: torch.dtype) -> None:

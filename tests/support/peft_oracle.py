@@ -52,6 +52,12 @@ class PeftOracle:
                 break
         return tokens[len(prompt) :], logprobs
 
+    @torch.inference_mode()
+    def logprobs(self, tokens: Sequence[int], adapters: tuple[tuple[str, float], ...]) -> torch.Tensor:
+        """Log probabilities [positions, vocabulary] of what follows each token."""
+        logits: torch.Tensor = self._adapt(adapters)(torch.tensor([list(tokens)]), use_cache=False).logits[0]
+        return logits.log_softmax(dim=-1)
+
     def _adapt(self, adapters: tuple[tuple[str, float], ...]) -> Any:
         """A PEFT model with these adapters active, each one's scale times its weight (no saved heads among several)."""
         if adapters not in self._adapted:

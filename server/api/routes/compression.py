@@ -1,0 +1,51 @@
+"""`POST /adapters/{reference}/compress`: a smaller version, measured before it is stored."""
+
+from fastapi import APIRouter, Response
+
+from adapters_store.compression.recipe import Bounds, Recipe
+from server.api.adapter_choice import resolve
+from server.api.adapter_headers import ReferencePath, etag
+from server.api.body import JsonRoute
+from server.api.dependencies import CallerDep, ServicesDep, UploadSlot
+from server.api.pins import release_replaced
+from server.api.schemas.adapters import CompressedAdapter, CompressRequest, adapter_body
+from server.api.schemas.errors import JSON_ERRORS, Responses, error_responses
+
+router = APIRouter(route_class=JsonRoute, tags=["adapters"])
+
+_SAME: Responses = {200: {"description": "The same content is already current.", "model": CompressedAdapter}}
+
+
+@router.post(
+    "/adapters/{reference}/compress",
+    status_code=201,
+    response_model=CompressedAdapter,
+    responses={**_SAME, **JSON_ERRORS, **error_responses(409, 412, 500, 507)},
+)
+async def compress(
+    reference: ReferencePath,
+    body: CompressRequest,
+    response: Response,
+    services: ServicesDep,
+    caller: CallerDep,
+    _slot: UploadSlot,
+) -> CompressedAdapter:
+    """Store a compressed version, unless it is too lossy (422 `too_lossy`). The original stays a version of its name.
+
+    The answer comes when the version is stored: it takes seconds, for the probe runs among the other requests.
+    """
+    source = resolve(services, caller, reference, "reference")
+    stored, created, errors = await services.compressor.compress(
+        source,
+        Recipe(body.dtype, body.rank, body.energy),
+        Bounds(body.max_error, body.max_divergence),
+        target=body.target,
+        replace=body.replace,
+        probe=body.probe,
+    )
+    if created:
+        await release_replaced(services, caller, stored.name, stored.version)
+    response.status_code = 201 if created else 200
+    response.headers["ETag"] = etag(stored.digest)
+    response.headers["Location"] = f"/adapters/{stored.name}@{stored.version}"
+    return CompressedAdapter(**adapter_body(services.engine, stored).model_dump(), module_errors=errors)

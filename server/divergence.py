@@ -1,0 +1,92 @@
+"""How far two adapters' next-token distributions are apart, over the positions of some prompts."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from server.engine.request import FinishReason, GenerationRequest, SamplingParams, StepOutput, WeightedAdapter
+from server.errors import EngineFailure
+
+# Of a prompt the last tokens count: two distributions of 49,152 tokens at 256 positions are 100 MB while compared.
+MAX_TOKENS = 256
+PROMPTS = (
+    "The committee met on the 14th of March to decide whether the bridge over the river should be mended or replaced.",
+    "Question: A train leaves at 9:40 and arrives at 13:05. How long does the journey take?\nAnswer:",
+    "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    return",
+    "Dear Ms Alvarez,\n\nthank you for your letter of 3 May. I am writing to confirm that the order has been",
+    '{"name": "kettle", "price": 24.9, "colours": ["red", "blue"], "in_stock": true, "weight_kg":',
+    "She had never liked the sea, and yet here she was, standing at the railing of a ship, watching the lights of",
+)
+
+
+class Stream(Protocol):
+    def __aiter__(self) -> AsyncIterator[StepOutput]: ...
+    async def aclose(self) -> None: ...
+
+
+class Engine(Protocol):
+    """What is needed of the engine."""
+
+    async def submit(self, request: GenerationRequest) -> Stream: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """mean_kl, max_kl: KL(original || changed) in nats, over all positions; same_greedy: share of positions with equal
+    likeliest token; positions: how many."""
+
+    mean_kl: float
+    max_kl: float
+    same_greedy: float
+    positions: int
+
+
+async def measure(engine: Engine, prompts: Sequence[str], original: str, changed: str, tenant: str) -> Divergence:
+    """Runs every prompt under both adapters (by digest), as ordinary requests of the batch, one prompt at a time.
+
+    Raises what the engine says of a request: ContextTooLong, Overloaded, NotReady (no room for an adapter).
+    """
+    found = []
+    for prompt in prompts:
+        rows = await asyncio.gather(*(_distributions(engine, prompt, digest, tenant) for digest in (original, changed)))
+        found.append(await asyncio.to_thread(_compare, *rows))
+    kl, same = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Divergence(float(kl.mean()), float(kl.max()), float(same.double().mean()), len(kl))
+
+
+async def _distributions(engine: Engine, prompt: str, digest: str, tenant: str) -> list[torch.Tensor]:
+    """Log probabilities [vocabulary] after each token of the prompt, in order."""
+    rows: dict[int, torch.Tensor] = {}
+
+    def keep(position: int, logits: torch.Tensor) -> None:
+        rows[position] = logits.float().log_softmax(dim=-1).cpu()
+
+    params = SamplingParams(max_tokens=0, temperature=0, truncate=MAX_TOKENS)
+    adapters = (WeightedAdapter(digest),)
+    stream = await engine.submit(
+        GenerationRequest(f"probe-{secrets.token_hex(8)}", prompt, params, adapters, tenant, probe=keep)
+    )
+    try:
+        async for output in stream:
+            if output.finish_reason is FinishReason.ERROR and output.error is not None:
+                raise output.error
+    finally:
+        await stream.aclose()
+    if not rows:
+        raise EngineFailure("The probe of an adapter ended before it was computed.")
+    return [rows[position] for position in sorted(rows)]
+
+
+def _compare(original: list[torch.Tensor], changed: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL [positions] in float64 and whether the likeliest tokens are equal [positions]."""
+    kl, same = [], []
+    for one, other in zip(original, changed, strict=True):
+        p = one.double()
+        terms = torch.where(p.isneginf(), 0.0, p.exp() * (p - other.double()))  # a token that cannot come adds nothing
+        kl.append(terms.sum().clamp(min=0.0))
+        same.append(one.argmax() == other.argmax())
+    return torch.stack(kl), torch.stack(same)
