@@ -52,5 +52,6 @@ def in_passing(work: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="loading", daemon=True)
     thread.start()
-    thread.join()
+    while thread.is_alive():
+        thread.join(0.2)  # Python's signal handlers run when this thread wakes, and the system may wake another
     return result.result()

@@ -2,7 +2,7 @@
 
 import torch
 
-from server.model.kv_cache import KVCache, page_bytes
+from server.model.kv_cache import KVCache, cache_dtype, page_bytes
 
 
 def test_a_page_is_contiguous_over_the_layers() -> None:
@@ -26,3 +26,9 @@ def test_layer_views_share_the_buffer_and_do_not_overlap() -> None:
             view.fill_(1 + 2 * layer + half)
     assert [int(value) for value in cache.buffer[3, :, :, 0, 0, 0].flatten()] == [1, 2, 3, 4]
     assert int((cache.buffer == 3).sum()) == 4 * 4 * 2 * 8
+
+
+def test_only_a_float32_model_in_int8_caches_in_fewer_bits() -> None:
+    assert cache_dtype(torch.float32, "int8") == torch.float16
+    assert cache_dtype(torch.float32, "none") == torch.float32
+    assert cache_dtype(torch.bfloat16, "int8") == torch.bfloat16
