@@ -1,7 +1,7 @@
 """The requests to an object store that obstore reaches, and what went wrong with one, in words of ours."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -62,13 +62,13 @@ class Bucket:
     def head(self, key: str) -> Stored:
         with _answered(key):
             meta = obstore.head(self.store, key)
-        return Stored(meta["size"], meta["last_modified"])
+        return _stored(meta)
 
     def list(self, prefix: str) -> dict[str, Stored]:
         """Every key below the prefix."""
         with _answered(prefix):
             batches = obstore.list(self.store, prefix, chunk_size=1000)
-            return {item["path"]: Stored(item["size"], item["last_modified"]) for batch in batches for item in batch}
+            return {item["path"]: _stored(item) for batch in batches for item in batch}
 
     def put(self, key: str, source: Source) -> None:
         """Writes an object, in place of one that may be there."""
@@ -83,6 +83,11 @@ class Bucket:
     def delete(self, key: str) -> None:
         with _answered(key):
             obstore.delete(self.store, key)
+
+
+def _stored(meta: Mapping[str, Any]) -> Stored:
+    """In whole seconds: some stores list an object with milliseconds and head it without."""
+    return Stored(meta["size"], meta["last_modified"].replace(microsecond=0))
 
 
 @contextmanager

@@ -8,8 +8,9 @@ The cache is never the truth: what fails here is fetched again.
 
 import fcntl
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class CachedObjects(Objects):
         with ExitStack() as stack:
             path = stack.enter_context(self._borrowed(digest))
             if path is None or not self._is_sound(path, digest, size):
+                self._make_room(size or 0)
                 path = stack.enter_context(super().content(key, digest, size))
                 self._keep(path, digest)
             yield path
@@ -76,14 +78,22 @@ class CachedObjects(Objects):
         with suppress(OSError):
             (self._folder / digest).hardlink_to(path)
         with suppress(OSError):
-            self._evict()
+            self._evict(lambda kept: kept - self._limit)
 
-    def _evict(self) -> None:
+    def _make_room(self, size: int) -> None:
+        """For a download, where the disk is smaller than the limit says."""
+        with suppress(OSError):
+            lacking = size - shutil.disk_usage(self._folder).free
+            if lacking > 0:
+                self._evict(lambda _: lacking)
+
+    def _evict(self, excess_of: Callable[[int], int]) -> None:
+        """Removes what was used longest ago until as many bytes are gone as `excess_of` says of the bytes kept."""
         files = []
         for entry in os.scandir(self._folder):
             with suppress(FileNotFoundError):  # by another process
                 files.append((entry.stat().st_mtime_ns, entry.stat().st_size, Path(entry.path)))
-        excess = sum(size for _, size, _ in files) - self._limit
+        excess = excess_of(sum(size for _, size, _ in files))
         for _, size, path in sorted(files):
             if excess <= 0:
                 break

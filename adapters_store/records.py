@@ -1,6 +1,7 @@
 """What one line of the log says: version n of a name is this manifest, or the name is deleted."""
 
 import json
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +16,19 @@ DELETED = "delete"
 UNREADABLE = "unreadable"
 
 
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
 @dataclass(frozen=True, slots=True)
 class Blob:
+    """A file by its digest, which becomes part of paths: whoever wrote the record may not choose any other."""
+
     digest: str
     size: int
+
+    def __post_init__(self) -> None:
+        if _HEX.fullmatch(self.digest) is None or self.size < 0:  # TypeError for what is no text
+            raise ValueError(f"no digest and size of a file: {self.digest!r}, {self.size!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,13 @@ def load(device: str | torch.device = "cpu") -> str:
     return "cpu" if _cpu_loaded else "reference"
 
 
+def cpu_key() -> str:
+    """Short name of this kind of CPU: what a compiler made for one may not run on another."""
+    from kernels.cpu import build
+
+    return build.cpu_key()
+
+
 def keep_threads(count: int) -> None:
     """Have every kernel that this thread calls use `count` CPU threads, whatever another thread sets later.
 

@@ -92,10 +92,10 @@ class Client:
             with self._stream("PUT", _path(name), params=parameters, files=files) as response:
                 return _object(response.read()), response.status_code == httpx.codes.CREATED
 
-    def compress(self, reference: str, order: Json) -> tuple[Json, bool]:
-        """Has the server store a compressed version; returns its facts and whether anything is new."""
+    def compress(self, reference: str, order: Json) -> Json:
+        """Has the server store a compressed version; returns its facts, with `new`: whether anything is."""
         with self._stream("POST", f"{_path(reference)}/compress", json=order) as response:
-            return _object(response.read()), response.status_code == httpx.codes.CREATED
+            return _object(response.read())
 
     def download(self, reference: str, file: str, target: BinaryIO, progress: Progress) -> None:
         """Writes one file of the adapter's PEFT folder to `target`."""

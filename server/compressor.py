@@ -48,6 +48,11 @@ class Compressor:
                 f"`{name}` has another current version than {source.version}. Give a `target`, or `replace`.",
                 param="target",
             )
+        if self._registry.info(f"sha256:{source.digest}", tenant).provenance.get("type") == "compress":
+            raise AdapterInvalid(  # its errors would be those of the last step alone
+                "The adapter is compressed already. Compress the version that it was made of.",
+                code="already_compressed",
+            )
         weights = await asyncio.to_thread(self._registry.load, source.digest)
         made = await asyncio.to_thread(compress, weights, recipe)
         _check("max_error", "relative error", made.relative_error, bounds.max_error)

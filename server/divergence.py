@@ -52,7 +52,13 @@ async def measure(engine: Engine, prompts: Sequence[str], original: str, changed
     """
     found = []
     for prompt in prompts:
-        rows = await asyncio.gather(*(_distributions(engine, prompt, digest, tenant) for digest in (original, changed)))
+        both = [asyncio.ensure_future(_distributions(engine, prompt, d, tenant)) for d in (original, changed)]
+        try:
+            rows = await asyncio.gather(*both)
+        finally:  # when one fails, the other must not outlive the adapter that it asks for
+            for one in both:
+                one.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
         found.append(await asyncio.to_thread(_compare, *rows))
     kl, same = (torch.cat(parts) for parts in zip(*found, strict=True))
     return Divergence(float(kl.mean()), float(kl.max()), float(same.double().mean()), len(kl))

@@ -81,6 +81,11 @@ def _digest() -> str:
     return digest.hexdigest()[:24]
 
 
+def cpu_key() -> str:
+    """Short name of this kind of CPU."""
+    return hashlib.sha256(_cpu().encode()).hexdigest()[:12]
+
+
 def _cpu() -> str:
     """What `-march=native` depends on; a home folder may be shared by unlike machines."""
     try:

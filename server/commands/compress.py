@@ -53,13 +53,13 @@ def compress(
     if probe is not None:
         body["probe"] = _prompts(probe)
     with connect(url) as client:
-        info, new = client.compress(name, body)
+        info = client.compress(name, body)
     if as_json:
         say_json(info)
         return
     told = info["compression"]
     divergence, worst = told["divergence"], told["worst_module"]
-    say(f"{info['name']}@{info['version']}  {info['digest']}{'' if new else '  (already there, unchanged)'}")
+    say(f"{info['name']}@{info['version']}  {info['digest']}{'' if info['new'] else '  (already there, unchanged)'}")
     say(summary(info))
     say(f"relative error {told['relative_error']:.3g}, at most {worst['relative_error']:.3g} ({worst['name']})")
     say(

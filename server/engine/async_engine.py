@@ -104,9 +104,11 @@ class AsyncEngine:
         """Stop after the current step; requests still running end with an error."""
         self._stopping = True
         self.notify()
-        await asyncio.to_thread(self._thread.join)
-        await asyncio.to_thread(self._core.close)
-        self._threads.release()
+        try:
+            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._core.close)
+        finally:
+            self._threads.release()
 
     def check_capacity(self, count: int = 1) -> None:
         """Raise Overloaded if `count` more requests do not fit the queue, InvalidRequest if they never will."""
@@ -298,8 +300,8 @@ class AsyncEngine:
 
     def _run(self) -> None:
         """The engine thread: commands, then a step, until told to stop."""
-        self._threads.take()
         try:
+            self._threads.take()
             while not self._stopping:
                 outputs: Outputs = []
                 while self._inbox:

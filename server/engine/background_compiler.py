@@ -9,6 +9,7 @@ import time
 import torch
 from torch import nn
 
+from kernels import dispatch
 from server.model.base import BaseModel
 from server.model.compiled import LayerCode, install
 from server.model.default_model import cache_root
@@ -84,7 +85,7 @@ class BackgroundCompiler:
 
         # Torch sets the variable to its default, a temporary folder, as soon as anything asks for it.
         if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):
-            os.environ[CACHE_VARIABLE] = str(cache_root() / "inductor")
+            os.environ[CACHE_VARIABLE] = str(cache_root() / f"inductor-{dispatch.cpu_key()}")
         # Before Inductor is imported, which else starts a pool of processes at once. One compiler at a time leaves the
         # other cores to the requests that are served meanwhile.
         torch._inductor.config.compile_threads = 1

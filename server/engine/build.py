@@ -71,7 +71,7 @@ def build_core(
     """
     dtype = limits.kv_cache_dtype or cache_dtype(base.dtype, quantization)
     cache = _kv_cache(base, dtype, limits.kv_cache_memory)
-    context = prepare_model(base, quantization)
+    context = prepare_model(base, quantization, dtype)
     adapters = AdapterPool(PageAllocator(limits.adapter_memory // cache.page_bytes, cache.page_bytes), ADAPTER_SLOTS)
     table = AdapterTable(context.module_names, ADAPTER_SLOTS, base.device)
     buffer = lazy_bytes(adapters.allocator.num_pages * cache.page_bytes, base.device)

@@ -27,8 +27,10 @@ class ComputeThreads:
 
     def take(self) -> None:
         """On the engine thread, before it computes."""
-        dispatch.keep_threads(self.count)
-        self._taken.set()
+        try:
+            dispatch.keep_threads(self.count)
+        finally:
+            self._taken.set()
 
     def confine_others(self) -> None:
         """On the thread that started the engine: wait for `take`, then leave one thread to each of the others."""

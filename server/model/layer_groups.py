@@ -15,7 +15,7 @@ def group_products(traced: GraphModule) -> None:
     places = {node: place for place, node in enumerate(traced.graph.nodes)}
     groups: dict[Any, list[tuple[Node, Node | None]]] = {}
     for node in places:
-        if _calls(node, "polyrank::int8_linear"):
+        if _calls(node, "polyrank::int8_linear") and not _changes(_source(node.args[0])):
             adapter = _adapter(node, places)
             common = None if adapter is None else (adapter.args[2], *adapter.args[4:])  # all but y, x and records
             groups.setdefault((_source(node.args[0]), common), []).append((node, adapter))
@@ -37,11 +37,14 @@ def _name(node: Node) -> str:
     return name
 
 
+def _is_view(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
+    return schema is not None and schema.name in _VIEWS and not schema.overload_name  # not aten::view.dtype
+
+
 def _source(node: Any) -> Any:
     """The node that a chain of views looks at."""
-    while isinstance(node, Node) and node.op == "call_function" and hasattr(node.target, "_schema"):
-        if _name(node) not in _VIEWS:
-            break
+    while isinstance(node, Node) and _is_view(node):
         node = node.args[0]
     return node
 
@@ -58,12 +61,22 @@ def _adapter(product: Node, places: dict[Node, int]) -> Node | None:
     return first if fits and alone else None
 
 
+def _changes(node: Any) -> bool:
+    """Whether some call writes to this tensor or a view of it."""
+    return isinstance(node, Node) and any(
+        reader.op == "call_function"
+        and hasattr(reader.target, "_schema")
+        and reader.target._schema.is_mutable
+        and _source(reader.args[0]) is node
+        for reader in _readers(node)
+    )
+
+
 def _readers(node: Node) -> set[Node]:
     """What uses a tensor, through whatever views."""
     found: set[Node] = set()
     for user in node.users:
-        is_view = user.op == "call_function" and hasattr(user.target, "_schema") and _name(user) in _VIEWS
-        found |= _readers(user) if is_view else {user}
+        found |= _readers(user) if _is_view(user) else {user}
     return found
 
 

@@ -1,9 +1,12 @@
 """Large buffers of the CPU: taken page by page on first use, and in huge pages where the system has them."""
 
+import logging
 import mmap
 
 import torch
 from torch import nn
+
+log = logging.getLogger(__name__)
 
 _CACHE_LINE = 64  # bytes
 _SMALLEST = 4096  # bytes: smaller tensors stay where they are
@@ -34,7 +37,11 @@ def move_to_huge_pages(model: nn.Module) -> None:
     """
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if _movable(tensor)]
     room = [-(-tensor.nbytes // _CACHE_LINE) * _CACHE_LINE for tensor in tensors]
-    region = lazy_bytes(sum(room), torch.device("cpu"))
+    try:
+        region = lazy_bytes(sum(room), torch.device("cpu"))
+    except (OSError, RuntimeError) as error:  # a limit on address space: slower, and no reason not to serve
+        log.warning("weights_not_in_huge_pages", extra={"reason": str(error)})
+        return
     offset = 0
     for tensor, size in zip(tensors, room, strict=True):
         target = region[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)

@@ -15,12 +15,13 @@ from server.model.step_context import StepContext
 from server.model.verify import plain_logits, verify
 
 
-def prepare_model(base: BaseModel, quantization: str = "none") -> StepContext:
+def prepare_model(base: BaseModel, quantization: str = "none", cached: torch.dtype | None = None) -> StepContext:
     """Wrap every target module of `base.model` in place and give its attention layers our paged attention.
 
     Ends with a short comparison against the unchanged model, so that an architecture whose attention cannot be
     replaced exactly is refused here (`ModelLoadError`) and never serves wrong answers. Quantization ("int8") comes
-    after that: what it changes must not hide what attention changes. A second comparison bounds it.
+    after that: what it changes must not hide what attention changes. A second comparison bounds it, with a KV cache of
+    the type that will serve (`cached`).
     """
     check_quantization(quantization, base.device)
     context = StepContext(tuple(base.spec.modules), base.spec.head)
@@ -33,7 +34,9 @@ def prepare_model(base: BaseModel, quantization: str = "none") -> StepContext:
         share_inputs(base, seen)
     if quantization == "int8":
         quantize(base)
-        verify(base, context, expected, forward, quantized=True)
+        verify(base, context, expected, forward, rounded="--quantize int8", cached=cached)
+    elif cached not in (None, base.dtype):
+        verify(base, context, expected, forward, rounded="this --kv-cache-dtype", cached=cached)
     move_to_huge_pages(base.model)
     return context
 

@@ -19,7 +19,7 @@ _PAGE = 4
 # Largest norm of the difference over the norm of the logits. Sound models stay below 1e-5 in fp32 and 0.02 in bf16.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _LOW_PRECISION_TOLERANCE = 0.05
-_INT8_TOLERANCE = 0.35
+_ROUNDED_TOLERANCE = 0.35
 _FAILURES = (RuntimeError, ValueError, AttributeError, TypeError, LookupError, NotImplementedError)
 
 
@@ -37,12 +37,21 @@ def plain_logits(base: BaseModel) -> torch.Tensor:
 
 
 def verify(
-    base: BaseModel, context: StepContext, expected: torch.Tensor, forward: Forward, *, quantized: bool = False
+    base: BaseModel,
+    context: StepContext,
+    expected: torch.Tensor,
+    forward: Forward,
+    *,
+    rounded: str = "",
+    cached: torch.dtype | None = None,
 ) -> None:
-    """Run the probe in two steps over scattered pages; raise `ModelLoadError` unless the logits are `expected`."""
+    """Run the probe in two steps over scattered pages; raise `ModelLoadError` unless the logits are `expected`.
+
+    rounded: the option that lets them be roughly so; cached: type of the KV cache, by default the model's.
+    """
     pages = torch.tensor([[2, 0]], dtype=torch.int32, device=base.device)
     shape = (base.num_layers, base.num_kv_heads, base.head_dim)
-    context.cache = KVCache(3, *shape, dtype=base.dtype, device=base.device, page_size=_PAGE)
+    context.cache = KVCache(3, *shape, dtype=cached or base.dtype, device=base.device, page_size=_PAGE)
     parts = []
     hooks = [
         module.register_forward_pre_hook(_check_rows(base, context))
@@ -61,11 +70,11 @@ def verify(
             hook.remove()
         context.cache = context.attention = context.observed = None
     difference = float((torch.cat(parts) - expected).norm() / expected.norm())
-    if quantized:
-        if not difference <= _INT8_TOLERANCE:
+    if rounded:
+        if not difference <= _ROUNDED_TOLERANCE:
             raise ModelLoadError(
-                f"{base.architecture} does not bear int8 (relative difference of its logits {difference:.2g}, at most "
-                f"{_INT8_TOLERANCE:g} is accepted). Serve it with --quantize none."
+                f"{base.architecture} does not bear {rounded} (relative difference of its logits {difference:.2g}, at "
+                f"most {_ROUNDED_TOLERANCE:g} is accepted). Serve it without."
             )
         return
     if not difference <= _TOLERANCE.get(base.dtype, _LOW_PRECISION_TOLERANCE):  # NaN fails too

@@ -1,6 +1,8 @@
 """One run that measures this server, its engine in process and its peers side by side: `make bench`."""
 
 import json
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +31,7 @@ RUN: dict[Callable[[Session], None], set[str]] = {
 
 def main() -> None:
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as an exception, so that every peer is stopped
     transformers.utils.logging.disable_progress_bar()  # its bars would stand between the rows
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()

@@ -38,6 +38,10 @@ def rounds(results: Results, repeat: int, peers: Sequence[Peer], cases: Sequence
                     failed.add(key)
                     results.skip(f"{peer.name}, {case.title}", str(error))
                     continue
+                print(
+                    f"{f'round {number}' if number else 'warm-up':11} {case.title}, {peer.name}: {run.rate:.1f}",
+                    flush=True,
+                )
                 if number:
                     runs.setdefault(key, []).append(run)
     return {key: runs[key] for key in sorted(runs, key=lambda key: cases.index(key[0])) if key not in failed}

@@ -105,8 +105,8 @@ class FakeServer:
         self.orders.append(await request.json())
         name = self.orders[-1].get("target") or request.path_params["name"].partition("@")[0]
         self.versions[name] = [*self.versions.get(name, []), (b"{}", b"small")]
-        info = self.info(name, len(self.versions[name])) | {"compression": TOLD, "module_errors": ERRORS}
-        return JSONResponse(info, status_code=201)
+        info = self.info(name, len(self.versions[name])) | {"compression": TOLD, "module_errors": ERRORS, "new": True}
+        return JSONResponse(info)
 
     def _hanging(self, weights: bytes) -> Response:
         def body() -> Iterator[bytes]:

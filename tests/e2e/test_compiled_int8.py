@@ -9,6 +9,7 @@ from server.engine.background_compiler import CACHE_VARIABLE
 from server.engine.build import EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.model import compile as compiling
+from server.model import layer_groups
 from tests.e2e.world import build_world
 from tests.support.driver import CoreDriver, logprobs
 
@@ -21,7 +22,7 @@ def test_products_are_grouped_and_adapters_stay_with_their_rows(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Counter[str]] = []
-    group = compiling.group_products
+    group = layer_groups.group_products
 
     def spy(graph: GraphModule) -> None:
         group(graph)

@@ -120,7 +120,7 @@ def test_mutation_scales_of_two_layers_exchanged_would_be_noticed(monkeypatch: p
         self.scale = self.scale * (1 + torch.arange(len(self.scale)) % 2)
 
     monkeypatch.setattr(Int8Linear, "__init__", wrong)
-    with pytest.raises(ModelLoadError, match="does not bear int8"):
+    with pytest.raises(ModelLoadError, match="does not bear --quantize int8"):
         prepare_model(loaded("llama"), "int8")
 
 

@@ -9,18 +9,15 @@ from server.api.body import JsonRoute
 from server.api.dependencies import CallerDep, ServicesDep, UploadSlot
 from server.api.pins import release_replaced
 from server.api.schemas.adapters import CompressedAdapter, CompressRequest, adapter_body
-from server.api.schemas.errors import JSON_ERRORS, Responses, error_responses
+from server.api.schemas.errors import JSON_ERRORS, error_responses
 
 router = APIRouter(route_class=JsonRoute, tags=["adapters"])
-
-_SAME: Responses = {200: {"description": "The same content is already current.", "model": CompressedAdapter}}
 
 
 @router.post(
     "/adapters/{reference}/compress",
-    status_code=201,
     response_model=CompressedAdapter,
-    responses={**_SAME, **JSON_ERRORS, **error_responses(409, 412, 500, 507)},
+    responses={**JSON_ERRORS, **error_responses(409, 412, 500, 507)},
 )
 async def compress(
     reference: ReferencePath,
@@ -45,7 +42,7 @@ async def compress(
     )
     if created:
         await release_replaced(services, caller, stored.name, stored.version)
-    response.status_code = 201 if created else 200
     response.headers["ETag"] = etag(stored.digest)
     response.headers["Location"] = f"/adapters/{stored.name}@{stored.version}"
-    return CompressedAdapter(**adapter_body(services.engine, stored).model_dump(), module_errors=errors)
+    body_of = adapter_body(services.engine, stored).model_dump()
+    return CompressedAdapter(**body_of, module_errors=errors, new=created)

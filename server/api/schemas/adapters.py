@@ -100,9 +100,11 @@ class CompressRequest(Strict):
 
 
 class CompressedAdapter(AdapterInfo):
-    """The new version. `module_errors`: relative Frobenius error of each module's delta."""
+    """The new version. `module_errors`: relative Frobenius error of each module's delta; `new`: false where the
+    same content was current already."""
 
     module_errors: dict[str, float]
+    new: bool
 
 
 class LoadAdapterRequest(Strict):
