@@ -1,5 +1,6 @@
 """`POST /adapters/{reference}/compress`: what goes to the compressor, what comes back, what is refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -29,6 +30,15 @@ async def test_the_defaults(client: Client, compressor: FakeCompressor, registry
     again = await client.post("/adapters/legal/compress", json={})
     assert (again.status_code, again.json()["version"]) == (200, 2)
     assert (await client.get("/adapters/legal")).json()["compression"] == TOLD
+
+
+async def test_the_default_bound_suits_an_int8_base(
+    client: Client, compressor: FakeCompressor, engine: FakeEngine
+) -> None:
+    engine.info = replace(engine.info, quantization="int8")
+    for given, expected in (({}, 0.2), ({"max_divergence": 0.01}, 0.01), ({"max_divergence": None}, None)):
+        assert (await client.post("/adapters/legal/compress", json=given)).status_code == 200
+        assert compressor.orders[-1]["max_divergence"] == expected
 
 
 async def test_everything_is_passed_on(client: Client, compressor: FakeCompressor) -> None:

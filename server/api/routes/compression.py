@@ -8,7 +8,12 @@ from server.api.adapter_headers import ReferencePath, etag
 from server.api.body import JsonRoute
 from server.api.dependencies import CallerDep, ServicesDep, UploadSlot
 from server.api.pins import release_replaced
-from server.api.schemas.adapters import CompressedAdapter, CompressRequest, adapter_body
+from server.api.schemas.adapters import (
+    MAX_DIVERGENCE_OVER_INT8,
+    CompressedAdapter,
+    CompressRequest,
+    adapter_body,
+)
 from server.api.schemas.errors import JSON_ERRORS, error_responses
 
 router = APIRouter(route_class=JsonRoute, tags=["adapters"])
@@ -35,7 +40,7 @@ async def compress(
     stored, created, errors = await services.compressor.compress(
         source,
         Recipe(body.dtype, body.rank, body.energy),
-        Bounds(body.max_error, body.max_divergence),
+        Bounds(body.max_error, _max_divergence(body, services.engine.info.quantization)),
         target=body.target,
         replace=body.replace,
         probe=body.probe,
@@ -46,3 +51,10 @@ async def compress(
     response.headers["Location"] = f"/adapters/{stored.name}@{stored.version}"
     body_of = adapter_body(services.engine, stored).model_dump()
     return CompressedAdapter(**body_of, module_errors=errors, new=created)
+
+
+def _max_divergence(body: CompressRequest, quantization: str) -> float | None:
+    """As the body says, `null` for no bound; without a word what suits the base."""
+    if "max_divergence" in body.model_fields_set or quantization == "none":
+        return body.max_divergence
+    return MAX_DIVERGENCE_OVER_INT8

@@ -13,6 +13,8 @@ MAX_VERSION = 2**31 - 1
 MAX_RANK = 2**16
 # On the example adapters: int8 1e-6, energy 0.9 at most 0.007, rank 1 0.02 to 0.035 (one: 6e-4), no adapter 0.1 to 1.4.
 MAX_DIVERGENCE = 0.02
+# Over an int8 base the smallest change of an adapter moves roundings of the base: 8-bit factors alone read 0.07 there.
+MAX_DIVERGENCE_OVER_INT8 = 0.2
 ProbeText = Annotated[str, Field(min_length=1, max_length=8192)]
 
 
@@ -83,8 +85,9 @@ class CompressRequest(Strict):
     dtype: of the factors, `native` leaves them as they are; rank: the most that a module keeps; energy: the share of
     its squared Frobenius norm that its rank must keep; target: name of the result, by default the next version of the
     adapter itself; replace: `target` may hold other content. max_error: bound of the relative Frobenius error of all
-    deltas; max_divergence: bound of the mean KL divergence of next-token distributions, in nats, over the positions of
-    `probe` (of each prompt the last 256 tokens; by default six short texts of many kinds).
+    deltas; max_divergence: bound of the mean KL divergence of next-token distributions, in nats (if not given, 0.2 over
+    an int8 base), over the positions of `probe` (of each prompt the last 256 tokens; by default six short texts of many
+    kinds).
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
