@@ -87,7 +87,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(replica=REPLICAS, name=NAMES, seed=SEEDS, digest=digests)
     def upload_if(self, replica: int, name: str, seed: int, digest: str) -> None:
         current = self.current(name)
-        if current != seed and (current is None or self.digest_of[current] != digest):
+        if current != seed and (current is None or self.digest_of.get(current) != digest):
             with pytest.raises(PreconditionFailed):
                 self.replicas[replica].add(name, *self.files[seed], if_match=digest)
             return
