@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from adapters_store.compression.recipe import Bounds, Compressed, Recipe, compress
+from adapters_store.compression.recipe import Bounds, Compressed, Recipe, already_compressed, compress
 from adapters_store.errors import AdapterConflict, AdapterInvalid
 from adapters_store.forms import AdapterWeights
 from adapters_store.info import AdapterInfo, AdapterRef
@@ -49,10 +49,7 @@ class Compressor:
                 param="target",
             )
         if self._registry.info(f"sha256:{source.digest}", tenant).provenance.get("type") == "compress":
-            raise AdapterInvalid(  # its errors would be those of the last step alone
-                "The adapter is compressed already. Compress the version that it was made of.",
-                code="already_compressed",
-            )
+            raise already_compressed()
         weights = await asyncio.to_thread(self._registry.load, source.digest)
         made = await asyncio.to_thread(compress, weights, recipe)
         _check("max_error", "relative error", made.relative_error, bounds.max_error)

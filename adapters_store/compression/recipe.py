@@ -100,12 +100,16 @@ def _compressed(form: LowRank, recipe: Recipe) -> LowRank:
     return form if recipe.dtype == "native" else int8.quantized(form)[0]
 
 
+def already_compressed() -> AdapterInvalid:
+    """The refusal of a second round, whose errors would be those of the last step alone."""
+    text = "The adapter is compressed already. Compress the version that it was made of."
+    return AdapterInvalid(text, code="already_compressed")
+
+
 def _check(weights: AdapterWeights, recipe: Recipe) -> None:
     found = [form for forms in weights.modules.values() for form in forms if isinstance(form, LowRank)]
     if not all(_is_wide(form) for form in found):
-        raise AdapterInvalid(
-            "The adapter is compressed already. Compress the version that it was made of.", code="already_compressed"
-        )
+        raise already_compressed()
     if not found:
         raise AdapterInvalid("The adapter has no low-rank deltas.", code="nothing_to_compress")
     if not recipe.method:

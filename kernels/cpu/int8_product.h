@@ -69,18 +69,6 @@ inline void tile(const Product& product, Y* y, int64_t stride, int64_t row, int6
   for (int r = 0; r < ROWS; ++r) finish(product, found[r], y, stride, row + r, j, n);
 }
 
-template <class Y, int ROWS = TILE, int BLOCKS = PANEL>
-inline void tile_of(
-    int64_t rows, int64_t blocks, const Product& product, Y* y, int64_t stride, int64_t row, int64_t block, bool fetch) {
-  if constexpr (ROWS > 1) {
-    if (rows < ROWS) return tile_of<Y, ROWS - 1, BLOCKS>(rows, blocks, product, y, stride, row, block, fetch);
-  }
-  if constexpr (BLOCKS > 1) {
-    if (blocks < BLOCKS) return tile_of<Y, ROWS, BLOCKS - 1>(rows, blocks, product, y, stride, row, block, fetch);
-  }
-  tile<Y, ROWS, BLOCKS>(product, y, stride, row, block, fetch);
-}
-
 // All rows of the blocks `first` to `last`: a panel's weights (27 KB of 576 inputs) stay in the cache for all tiles of
 // rows, of which none is much smaller than the others.
 template <class Y>
@@ -90,11 +78,14 @@ void multiply(const Product& product, Y* y, int64_t stride, int64_t first, int64
     blocks = std::min(PANEL - block % PANEL, last - block);
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t row = count * i / tiles, rows = count * (i + 1) / tiles - row;
-      tile_of(rows, blocks, product, y, stride, row, block, i == 0);
+      with_constant<TILE>(rows, [&](auto tile_rows) {
+        with_constant<PANEL>(blocks, [&](auto tile_blocks) {
+          tile<Y, tile_rows, tile_blocks>(product, y, stride, row, block, i == 0);
+        });
+      });
     }
   }
 }
-
 
 inline void check(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scale, const c10::optional<at::Tensor>& bias) {
   TORCH_CHECK_VALUE(x.dim() == 2, "int8_linear: x [T, in] expected, got ", x.sizes());

@@ -28,17 +28,18 @@ def group_products(traced: GraphModule) -> None:
     traced.recompile()
 
 
+def _schema(node: Node) -> Any:
+    """Of the operator that a node calls, or None."""
+    return getattr(node.target, "_schema", None) if node.op == "call_function" else None
+
+
 def _calls(node: Node, name: str) -> bool:
-    return node.op == "call_function" and getattr(node.target, "_schema", None) is not None and _name(node) == name
-
-
-def _name(node: Node) -> str:
-    name: str = node.target._schema.name  # type: ignore[union-attr]
-    return name
+    schema = _schema(node)
+    return schema is not None and schema.name == name
 
 
 def _is_view(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
+    schema = _schema(node)
     return schema is not None and schema.name in _VIEWS and not schema.overload_name  # not aten::view.dtype
 
 
@@ -63,13 +64,10 @@ def _adapter(product: Node, places: dict[Node, int]) -> Node | None:
 
 def _changes(node: Any) -> bool:
     """Whether some call writes to this tensor or a view of it."""
-    return isinstance(node, Node) and any(
-        reader.op == "call_function"
-        and hasattr(reader.target, "_schema")
-        and reader.target._schema.is_mutable
-        and _source(reader.args[0]) is node
-        for reader in _readers(node)
-    )
+    if not isinstance(node, Node):
+        return False
+    writers = (reader for reader in _readers(node) if (schema := _schema(reader)) is not None and schema.is_mutable)
+    return any(_source(writer.args[0]) is node for writer in writers)
 
 
 def _readers(node: Node) -> set[Node]:
