@@ -24,8 +24,9 @@ from server.api.drain import Drain
 from server.api.services import ApiSettings, Services
 from server.compressor import Compressor
 from server.engine.async_engine import AsyncEngine
-from server.engine.build import EngineLimits, build_engine
+from server.engine.build import build_engine
 from server.engine.compute_threads import in_passing
+from server.engine.limits import EngineLimits
 from server.loading import ending_at_once
 from server.metrics import Metrics
 from server.model.errors import ModelLoadError
@@ -157,6 +158,8 @@ def _limits(settings: Settings) -> EngineLimits:
         kv_cache_memory=int(settings.kv_cache_memory),
         kv_cache_dtype=None if settings.kv_cache_dtype == "auto" else _named(settings.kv_cache_dtype),
         adapter_memory=int(settings.adapter_memory),
+        device_memory=int(settings.device_memory),
+        host_adapter_memory=int(settings.host_adapter_memory),
         max_batch_tokens=settings.max_batch_tokens,
         max_running=settings.max_running,
         max_queued=settings.max_queued,

@@ -29,6 +29,9 @@ GAUGES = {  # field of EngineStats -> what it says
     "kv_blocks_free": "KV blocks that no request holds.",
     "adapters_resident": "Adapters in device memory.",
     "adapter_bytes_used": "Bytes of device memory held by adapters.",
+    "kv_blocks_lent": "KV blocks lent to the adapters.",
+    "adapters_host": "Adapters in host memory.",
+    "host_bytes_used": "Bytes of host memory held by adapters.",
     "seconds_since_step": "Seconds since the engine's last step; 0 while idle.",
     "compiling": "1 while the model's layers are compiled in the background.",
     "layers_compiled": "1 from when the model's layers run compiled.",
@@ -45,6 +48,9 @@ COUNTERS = {
     "adapter_loads": "Adapters loaded into device memory.",
     "adapter_evictions": "Adapters evicted from device memory.",
     "adapter_load_failures": "Adapters that could not be loaded.",
+    "host_hits": "Loads that found their adapter in host memory.",
+    "host_misses": "Loads that had to read their adapter from disk or store.",
+    "host_evictions": "Adapters evicted from host memory.",
 }
 
 
@@ -167,6 +173,12 @@ class _EngineCollector(Collector):
             yield GaugeMetricFamily(f"polyrank_{field}", text, value=getattr(stats, field))
         for field, text in COUNTERS.items():
             yield CounterMetricFamily(f"polyrank_{field}", text, value=getattr(stats, f"{field}_total"))
+        seconds = CounterMetricFamily(
+            "polyrank_adapter_load_seconds", "Time spent on bringing adapters to device memory.", labels=["phase"]
+        )
+        for phase, value in stats.adapter_load_seconds_total:
+            seconds.add_metric([phase], value)
+        yield seconds
         info = self._info
         facts = {"model": info.model_id, "fingerprint": info.fingerprint, "dtype": info.dtype, "device": info.device}
         yield InfoMetricFamily("polyrank_engine", "The base model and how it runs.", value=facts)

@@ -102,9 +102,15 @@ class Settings(BaseSettings):
         "Type of the KV cache; `auto`: as `--dtype`, but float16 for a float32 model under `--quantize int8`.",
         "auto|float32|bfloat16|float16",
     )
-    kv_cache_memory: Size = _option("1GiB", "Device memory for the KV cache of all requests, such as `2GiB`.", "BYTES")
-    adapter_memory: Size = _option(
-        "512MiB", "Device memory for adapters; those in use stay, others make room.", "BYTES"
+    device_memory: Size = _option(
+        "1536MiB",
+        "Device memory for KV cache and adapters together; what neither is sure of goes to whichever needs it.",
+        "BYTES",
+    )
+    kv_cache_memory: Size = _option("512MiB", "What the KV cache of all requests is sure of, such as `2GiB`.", "BYTES")
+    adapter_memory: Size = _option("256MiB", "What adapters are sure of; those in use stay, others make room.", "BYTES")
+    host_adapter_memory: Size = _option(
+        "1GiB", "Host memory for adapters that device memory has no room for: they come back without disk.", "BYTES"
     )
     adapter_dtype: Literal["native", "int8"] = _option(
         "native",

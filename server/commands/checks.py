@@ -81,14 +81,15 @@ def compiler() -> Check:
 
 def memory(settings: Settings) -> Check:
     """Free memory against what the options ask for."""
-    wanted = settings.kv_cache_memory + settings.adapter_memory + MODEL_AND_RUNTIME
+    device = max(settings.device_memory, settings.kv_cache_memory + settings.adapter_memory)
+    wanted = device + settings.host_adapter_memory + MODEL_AND_RUNTIME
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return Check("memory", State.OK, f"not known here; about {size(wanted)} are needed")
     if free < wanted:
-        mend = f"lower {flag('kv_cache_memory')} or {flag('adapter_memory')}"
+        mend = f"lower {flag('device_memory')} or {flag('host_adapter_memory')}"
         return Check("memory", State.WARNING, f"{size(free)} free, about {size(wanted)} needed on a CPU", mend)
     return Check("memory", State.OK, f"{size(free)} free, about {size(wanted)} needed on a CPU")
 

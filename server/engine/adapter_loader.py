@@ -1,13 +1,16 @@
 """Fetches adapters from the store in the background, while the engine steps on."""
 
 import queue
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from adapters_store.errors import CodedError
 from adapters_store.forms import AdapterWeights
 from server.engine.adapter_storage import PackedAdapter, pack
+from server.engine.host_cache import HostCache
 from server.errors import EngineFailure
 
 LOADER_THREADS = 2  # reading and packing use one core each; the model needs the rest
@@ -22,11 +25,19 @@ class Loaded:
     error: CodedError | None = None
 
 
+@dataclass(slots=True)
+class LoadSeconds:
+    """Time spent since the start, by phase: reading and checking files, and laying factors out."""
+
+    read: float = 0.0
+    pack: float = 0.0
+
+
 class AdapterLoader:
-    """Loads by digest on its own threads; finished loads are collected with `poll`.
+    """Loads by digest on its own threads, through host memory; finished loads are collected with `poll`.
 
     `load` reads and verifies an adapter (it may block); `on_done` wakes the engine, from a loader thread; pinned: as
-    for `pack`.
+    for `pack`. An adapter is read once however many ask for it meanwhile.
     """
 
     def __init__(
@@ -34,18 +45,37 @@ class AdapterLoader:
         load: Callable[[str], AdapterWeights],
         embeddings: frozenset[str],
         on_done: Callable[[], None],
+        host: HostCache,
         *,
         pinned: bool = False,
     ) -> None:
+        self.host = host
+        self.seconds = LoadSeconds()
         self._load = load
         self._embeddings = embeddings
         self._on_done = on_done
         self._pinned = pinned
         self._done: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
+        self._reading: dict[str, Future[PackedAdapter]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
         self._threads = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="adapter-loader")
+        self._prefetching = ThreadPoolExecutor(1, thread_name_prefix="adapter-prefetch")
 
     def start(self, digest: str) -> None:
-        self._threads.submit(self._run, digest)
+        """Begin a load that `poll` will tell of: at once if host memory has the adapter."""
+        kept = self.host.get(digest)
+        if kept is not None:
+            self._done.put(Loaded(digest, kept))
+        else:
+            self._threads.submit(self._run, digest)
+
+    def prefetch(self, digests: Iterable[str]) -> None:
+        """Bring adapters into host memory, on a thread that no load waits for. Any thread may ask; nobody is told."""
+        for digest in digests:
+            with self._lock:
+                if digest not in self.host and digest not in self._reading:
+                    self._prefetching.submit(self._read, digest, self._announce(digest))
 
     def poll(self) -> list[Loaded]:
         """Loads that have ended since the last call."""
@@ -60,14 +90,55 @@ class AdapterLoader:
         return not self._done.empty()
 
     def close(self) -> None:
+        """End the threads; a load under way is finished, those not begun are not."""
+        self._closed = True  # a promise that was given is broken, not forgotten: a thread may wait for it
+        self._prefetching.shutdown(wait=True)
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _run(self, digest: str) -> None:
+        with self._lock:
+            promise = self._reading.get(digest) or self._announce(digest)
+        self._read(digest, promise)
         try:
-            outcome = Loaded(digest, pack(self._load(digest), self._embeddings, pinned=self._pinned))
+            outcome = Loaded(digest, promise.result())
         except CodedError as error:
             outcome = Loaded(digest, None, error)
         except Exception as error:  # a failed load is an output of the requests that wait for it, not of the engine
             outcome = Loaded(digest, None, EngineFailure(f"The adapter could not be loaded: {type(error).__name__}."))
         self._done.put(outcome)
         self._on_done()
+
+    def _announce(self, digest: str) -> Future[PackedAdapter]:
+        """Under the lock: whoever wants this adapter from now on waits for this reading of it."""
+        self._reading[digest] = Future()
+        return self._reading[digest]
+
+    def _read(self, digest: str, promise: Future[PackedAdapter]) -> None:
+        """Keep the promise, unless another thread does: a load overtakes the prefetches before its own."""
+        with self._lock:
+            if promise.running() or promise.done():
+                return
+            promise.set_running_or_notify_cancel()
+        try:
+            self._check_open()
+            started = time.monotonic()
+            weights = self._load(digest)
+            read = time.monotonic()
+            adapter = self.host.put(pack(weights, self._embeddings, pinned=self._pinned))
+            packed = time.monotonic()
+        except BaseException as error:
+            self._forget(digest)
+            promise.set_exception(error)
+            return
+        self._forget(digest, read - started, packed - read)
+        promise.set_result(adapter)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineFailure("The engine is stopping.", code="engine_stopped")
+
+    def _forget(self, digest: str, read: float = 0.0, pack: float = 0.0) -> None:
+        with self._lock:
+            del self._reading[digest]
+            self.seconds.read += read
+            self.seconds.pack += pack

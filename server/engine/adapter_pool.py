@@ -1,20 +1,37 @@
 """Accounting of adapters on the device: which are resident, who uses them, and who makes room. No tensors."""
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence, Set
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
+from server.engine.block_pool import BlockPool
 from server.engine.page_allocator import PageAllocator
 from server.engine.status import Residency
+
+NOTHING_SHARED: Mapping[bytes, Sequence[int]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Where blocks of bytes lie: the byte offset of each, and the pages that hold them."""
+
+    offsets: tuple[int, ...]
+    pages: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where an adapter lies: its slot in the record tables, the byte offset of each block, its pages."""
+    """Where an adapter lies: its slot in the record tables, the byte offset of each block, its own pages.
+
+    The offsets of its own blocks come first, then those of its shared parts, in the order of `shared`: their keys.
+    fresh: those among them that nobody had brought before.
+    """
 
     slot: int
     offsets: tuple[int, ...]
     pages: tuple[int, ...]
+    shared: tuple[bytes, ...] = ()
+    fresh: frozenset[bytes] = frozenset()
 
 
 @dataclass(slots=True)
@@ -33,13 +50,19 @@ class AdapterPool:
     """Resident adapters in least recently used order, with reference counts and pins.
 
     Life of an adapter: absent, wanted (`want`), loading (`take_wanted`), resident (`place`), and absent again when
-    it is evicted, which happens only to make room, only without references and never while pinned.
+    it is evicted, which happens only to make room, only without references and never while pinned. It lies in pages
+    of its own, borrowed from the KV cache (`blocks`) where the adapters' own pages are full; parts with the same key
+    lie in one place for all adapters that have them.
     """
 
     allocator: PageAllocator
     num_slots: int
+    blocks: BlockPool = field(default_factory=lambda: BlockPool(0, 1))
     counters: AdapterCounters = field(default_factory=AdapterCounters)
     _resident: OrderedDict[str, Placement] = field(default_factory=OrderedDict)
+    _used: dict[str, int] = field(default_factory=dict)  # when, in the time of `blocks.now`
+    _shared: dict[bytes, Piece] = field(default_factory=dict)
+    _arriving: set[str] = field(default_factory=set)  # placed, but their bytes are still being copied
     _references: dict[str, int] = field(default_factory=dict)
     _pinned: set[str] = field(default_factory=set)
     _wanted: OrderedDict[str, None] = field(default_factory=OrderedDict)
@@ -50,9 +73,9 @@ class AdapterPool:
         self._free_slots = list(range(self.num_slots))
 
     def residency(self, digest: str) -> Residency:
-        if digest in self._resident:
-            return Residency.RESIDENT
-        return Residency.LOADING if digest in self._loading or digest in self._wanted else Residency.ABSENT
+        if digest in self._loading or digest in self._wanted or digest in self._arriving:
+            return Residency.LOADING
+        return Residency.RESIDENT if digest in self._resident else Residency.ABSENT
 
     def slot(self, digest: str) -> int:
         return self._resident[digest].slot
@@ -63,29 +86,36 @@ class AdapterPool:
 
     @property
     def num_pending(self) -> int:
-        """Adapters asked for or loading."""
-        return len(self._wanted) + len(self._loading)
+        """Adapters asked for, loading or being copied."""
+        return len(self._wanted) + len(self._loading) + len(self._arriving)
 
     @property
     def bytes_used(self) -> int:
-        return (self.allocator.num_pages - self.allocator.num_free) * self.allocator.page_bytes
+        pages = self.allocator.num_pages - self.allocator.num_free + self.blocks.num_lent
+        return pages * self.allocator.page_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Of KV cache and adapters together."""
+        return (self.blocks.num_blocks + self.allocator.num_pages) * self.allocator.page_bytes
 
     def acquire(self, digests: Iterable[str]) -> bool:
         """Take a reference on each adapter if all are resident; else take none and ask for the missing ones."""
         needed = set(digests)
-        missing = needed - self._resident.keys()
+        missing = [digest for digest in needed if digest not in self._resident or digest in self._arriving]
         for digest in missing:
             self.want(digest)
         if missing:
             return False
         for digest in needed:
             self._references[digest] = self._references.get(digest, 0) + 1
-            self._resident.move_to_end(digest)
+            self._touch(digest)
         return True
 
     def release(self, digests: Iterable[str]) -> None:
         for digest in set(digests):
             self._references[digest] -= 1
+            self._touch(digest)
             if not self._references[digest]:
                 del self._references[digest]
 
@@ -109,32 +139,71 @@ class AdapterPool:
         self._loading.update(digests)
         return digests
 
-    def place(self, digest: str, sizes: Sequence[int], keep: Set[str] = frozenset()) -> Placement | None:
+    def next_wanted(self, at_most: int) -> list[str]:
+        """The oldest wishes whose load has not begun."""
+        return [digest for digest, _ in zip(self._wanted, range(at_most), strict=False)]
+
+    def place(
+        self,
+        digest: str,
+        sizes: Sequence[int],
+        keep: Set[str] = frozenset(),
+        shared: Mapping[bytes, Sequence[int]] = NOTHING_SHARED,
+    ) -> Placement | None:
         """Find room for a loaded adapter, evicting unused ones, oldest first; None if the others leave too little.
 
         Nothing is evicted unless that makes the room, and nothing in `keep` (what the head of the queue waits for).
+        Prefixes in the KV cache that were used before an adapter go before it. sizes: bytes of its own blocks; shared:
+        of those of its shared parts, by key.
         """
-        spared = self._references.keys() | self._pinned | keep
-        victims = [resident for resident in self._resident if resident not in spared]
-        found = self._place(sizes)
-        removed: list[tuple[str, Placement]] = []
-        while found is None and victims:
-            victim = victims.pop(0)
-            removed.append((victim, self._resident[victim]))
-            self._free(self._resident[victim])
-            found = self._place(sizes)
+        victims = self._idle(keep)
+        gone: list[str] = []
+        while (found := self._fit(sizes, shared, gone, victims)) is None and victims:
+            gone.append(victims.pop(0))
         if found is None:
-            for victim, placement in removed:
-                self._resume(placement)
-                self._resident[victim] = placement
             return None
-        for victim, _ in removed:
-            del self._resident[victim]
-        self.counters.evictions += len(removed)
+        for victim in gone:
+            self._evict(victim)
+        own, fresh = found
+        for piece in (own, *fresh.values()):
+            self._take(piece.pages)
+        self._shared.update(fresh)
+        offsets = own.offsets + tuple(offset for key in shared for offset in self._shared[key].offsets)
+        placement = Placement(self._free_slots.pop(), offsets, own.pages, tuple(shared), frozenset(fresh))
         self.counters.loads += 1
         self._loading.discard(digest)
-        self._resident[digest] = found
-        return found
+        self._resident[digest] = placement
+        self._used[digest] = self.blocks.now
+        return placement
+
+    def await_bytes(self, digest: str) -> None:
+        """A placed adapter may not be used until `arrived`: its bytes are on their way."""
+        self._arriving.add(digest)
+
+    def arrived(self, digest: str) -> None:
+        self._arriving.remove(digest)
+
+    def give_blocks(self, count: int, keep: Set[str] = frozenset()) -> None:
+        """Evict unused adapters that lie in borrowed pages, oldest first, for `count` blocks of the KV cache.
+
+        As long as they would not be free, or only at the price of prefixes used later than the adapter.
+        """
+        if not self.blocks.num_lent:
+            return
+        idle = self._idle(keep)
+        returnable = set(self._borrowed(self._pages(idle)))
+        lenders = [digest for digest in idle if not returnable.isdisjoint(self._lies_in(digest))]
+        while lenders and self.blocks.forgets(count) > self._used[lenders[0]]:
+            self._evict(lenders.pop(0))
+
+    def num_returnable(self, keep: Set[str] = frozenset()) -> int:
+        """Blocks that the KV cache would get back if all unused adapters were evicted."""
+        return len(self._borrowed(self._pages(self._idle(keep)))) if self.blocks.num_lent else 0
+
+    def drop(self, digest: str) -> None:
+        """Forget an adapter that nobody will ask for again, unless it is in use, pinned or on its way."""
+        if digest in self._idle(frozenset()):
+            self._evict(digest)
 
     def fail(self, digest: str) -> None:
         """A load failed: forget the wish, so that a later request may try again."""
@@ -160,28 +229,78 @@ class AdapterPool:
                 expected[digest] = expected.get(digest, 0) + 1
         if expected != self._references:
             raise AssertionError(f"adapter references are {self._references}, the running sequences hold {expected}")
-        if not expected.keys() <= self._resident.keys():
+        if not expected.keys() <= self._resident.keys() - self._arriving:
             raise AssertionError("a running sequence uses an adapter that is not resident")
+        if {key for placement in self._resident.values() for key in placement.shared} != self._shared.keys():
+            raise AssertionError("shared parts are not those of the resident adapters")
         pages = [page for placement in self._resident.values() for page in placement.pages]
-        if len(set(pages)) != len(pages) or len(pages) + self.allocator.num_free != self.allocator.num_pages:
+        pages += [page for piece in self._shared.values() for page in piece.pages]
+        num_taken = self.allocator.num_pages - self.allocator.num_free + self.blocks.num_lent
+        if len(set(pages)) != len(pages) or len(pages) != num_taken:
             raise AssertionError("adapter pages overlap or leak")
         slots = [placement.slot for placement in self._resident.values()] + self._free_slots
         if sorted(slots) != list(range(self.num_slots)):
             raise AssertionError("adapter slots overlap or leak")
 
-    def _place(self, sizes: Sequence[int]) -> Placement | None:
-        if not self._free_slots:
-            return None
-        placed = self.allocator.allocate(sizes)
-        if placed is None:
-            return None
-        return Placement(self._free_slots.pop(), tuple(placed[0]), tuple(placed[1]))
+    def _touch(self, digest: str) -> None:
+        self._resident.move_to_end(digest)
+        self._used[digest] = self.blocks.now
 
-    def _free(self, placement: Placement) -> None:
-        self.allocator.release(placement.pages)
+    def _idle(self, keep: Set[str]) -> list[str]:
+        """What may be evicted, least recently used first."""
+        spared = self._references.keys() | self._pinned | self._arriving | keep
+        return [digest for digest in self._resident if digest not in spared]
+
+    def _fit(
+        self, sizes: Sequence[int], shared: Mapping[bytes, Sequence[int]], gone: Sequence[str], victims: Sequence[str]
+    ) -> tuple[Piece, dict[bytes, Piece]] | None:
+        """Places for an adapter's own blocks and for the parts not there yet, were the adapters in `gone` evicted."""
+        if not self._free_slots and not gone:
+            return None
+        before = {"before": self._used[victims[0]]} if victims else {}
+        more = [*self._pages(gone), *self.blocks.lendable(**before)]
+        staying = set(self._shared) - self._parts_only_of(gone)
+        found: list[Piece] = []
+        missing = [key for key in shared if key not in staying]
+        for wanted in (sizes, *(shared[key] for key in missing)):
+            taken = {page for piece in found for page in piece.pages}
+            placed = self.allocator.fit(wanted, more, taken)
+            if placed is None:
+                return None
+            found.append(Piece(tuple(placed[0]), tuple(placed[1])))
+        return found[0], dict(zip(missing, found[1:], strict=True))
+
+    def _pages(self, digests: Sequence[str]) -> list[int]:
+        """Pages that would be free if these adapters were evicted."""
+        own = [page for digest in digests for page in self._resident[digest].pages]
+        return own + [page for key in self._parts_only_of(digests) for page in self._shared[key].pages]
+
+    def _lies_in(self, digest: str) -> list[int]:
+        """Pages of an adapter, those of its shared parts too."""
+        placement = self._resident[digest]
+        return [*placement.pages, *(page for key in placement.shared for page in self._shared[key].pages)]
+
+    def _parts_only_of(self, digests: Sequence[str]) -> set[bytes]:
+        if not self._shared:
+            return set()
+        users = Counter(key for placement in self._resident.values() for key in placement.shared)
+        users.subtract(key for digest in digests for key in self._resident[digest].shared)
+        return {key for key, count in users.items() if not count}
+
+    def _evict(self, digest: str) -> None:
+        pages = self._pages([digest])
+        for key in self._parts_only_of([digest]):
+            del self._shared[key]
+        placement = self._resident.pop(digest)
+        del self._used[digest]
+        self.allocator.release([page for page in pages if page >= self.allocator.first])
+        self.blocks.give_back(self._borrowed(pages))
         self._free_slots.append(placement.slot)
+        self.counters.evictions += 1
 
-    def _resume(self, placement: Placement) -> None:
-        """Undo `_free`: nobody has taken the pages or the slot in between."""
-        self.allocator.reclaim(placement.pages)
-        self._free_slots.remove(placement.slot)
+    def _take(self, pages: Sequence[int]) -> None:
+        self.allocator.take(page for page in pages if page >= self.allocator.first)
+        self.blocks.lend(self._borrowed(pages))
+
+    def _borrowed(self, pages: Iterable[int]) -> list[int]:
+        return [page for page in pages if page < self.allocator.first]

@@ -1,29 +1,50 @@
 """Adapter weights on the device: one flat buffer of bytes, and for each module a table of where its factors lie."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
 from adapters_store.forms import AdapterWeights, LowRank, ReplacedWeight
 from kernels.segments import FACTOR_DTYPES, RECORD_FIELDS, Field
 from server.engine.adapter_pool import Placement
+from server.engine.copiers import Arrival, Copier, DirectCopier
 from server.model.step_context import AdapterTable
+
+Blocks = tuple[torch.Tensor, ...]  # each uint8 [bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
     """An adapter as blocks of bytes in the kernels' layout, with records that refer to blocks by index.
 
-    blocks: uint8 tensors; records: module name -> record in the order of `Field`, its offsets being block indices.
+    own: its blocks; shared: further ones, in parts that other adapters may have too, by a digest of their bytes;
+    records: module name -> record in the order of `Field`, its offsets being indices of `blocks`.
     """
 
     digest: str
-    blocks: tuple[torch.Tensor, ...]
+    own: Blocks
     records: dict[str, list[int]]
+    shared: Mapping[bytes, Blocks] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> Blocks:
+        """Own and shared, in the order of a placement's offsets."""
+        return self.own + tuple(block for part in self.shared.values() for block in part)
 
     @property
     def sizes(self) -> list[int]:
-        return [block.numel() for block in self.blocks]
+        """Bytes of each own block."""
+        return [block.numel() for block in self.own]
+
+    @property
+    def shared_sizes(self) -> dict[bytes, list[int]]:
+        """Bytes of each block of each shared part."""
+        return {key: [block.numel() for block in part] for key, part in self.shared.items()}
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(block.numel() for block in self.blocks)
 
 
 _OFFSET_FIELDS = (Field.A, Field.B, Field.D, Field.BIAS, Field.WEIGHT, Field.WEIGHT_BIAS)
@@ -62,7 +83,7 @@ def pack(weights: AdapterWeights, embeddings: frozenset[str], *, pinned: bool = 
     return PackedAdapter(weights.digest, _pinned(blocks) if pinned else tuple(blocks), records)
 
 
-def _pinned(blocks: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def _pinned(blocks: list[torch.Tensor]) -> Blocks:
     whole = torch.empty(sum(len(block) for block in blocks), dtype=torch.uint8, pin_memory=True)
     places, start = [], 0
     for block in blocks:
@@ -74,16 +95,25 @@ def _pinned(blocks: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
 class AdapterStorage:
     """The device buffer of all adapters and the record tables that the adapter-aware modules read."""
 
-    def __init__(self, buffer: torch.Tensor, table: AdapterTable) -> None:
+    def __init__(self, buffer: torch.Tensor, table: AdapterTable, copier: Copier | None = None) -> None:
         self._buffer = buffer
         self._table = table
+        self._copier = copier or DirectCopier()
         self._index = {name: index for index, name in enumerate(table.module_names)}
 
-    def write(self, placement: Placement, adapter: PackedAdapter) -> None:
-        """Copy an adapter to its place and publish its records; the slot's former adapter is gone."""
-        # On a GPU no copy waits; the next step, on the same stream, follows them. Torch keeps pinned memory until then.
-        for offset, block in zip(placement.offsets, adapter.blocks, strict=True):
-            self._buffer[offset : offset + block.numel()].copy_(block, non_blocking=True)
+    def write(self, placement: Placement, adapter: PackedAdapter) -> Arrival | None:
+        """Copy an adapter to its place and publish its records; the slot's former adapter is gone.
+
+        Shared parts that lie there already are not written. The adapter may be used once the copies have arrived
+        (None: now).
+        """
+        pairs, offsets = [], iter(placement.offsets)
+        parts = [(adapter.own, True), *((part, key in placement.fresh) for key, part in adapter.shared.items())]
+        for part, fresh in parts:
+            for block, offset in zip(part, offsets, strict=False):
+                if fresh:
+                    pairs.append((self._buffer[offset : offset + block.numel()], block))
+        arrival = self._copier.copy(pairs)
         placed = {}
         for name, record in adapter.records.items():
             own = placed[self._index[name]] = list(record)
@@ -91,3 +121,4 @@ class AdapterStorage:
                 if record[column] >= 0:
                     own[column] = placement.offsets[record[column]]
         self._table.write(placement.slot, placed)
+        return arrival

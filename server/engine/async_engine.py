@@ -131,6 +131,7 @@ class AsyncEngine:
         stream = GenerationStream(self, request.request_id)
         self._streams[request.request_id] = stream
         self._admitted += 1
+        self._core.prefetch(request.adapters)
         try:
             answer = await self._prepare(request)
         except BaseException:
@@ -159,7 +160,7 @@ class AsyncEngine:
         )
 
     def residency(self, digest: str) -> Residency:
-        return self._core.scheduler.adapters.residency(digest)
+        return self._core.residency(digest)
 
     def pinned(self, digest: str) -> bool:
         return self._core.scheduler.adapters.pinned(digest)

@@ -1,7 +1,6 @@
 """Builds an engine for a loaded base model: sizes the pools and wires the parts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
@@ -15,42 +14,25 @@ from server.engine.adapter_storage import AdapterStorage
 from server.engine.async_engine import AsyncEngine
 from server.engine.background_compiler import BackgroundCompiler
 from server.engine.block_pool import BlockPool
+from server.engine.copiers import SideStreamCopier
 from server.engine.core import EngineCore
 from server.engine.decode_graphs import CudaCapture, DecodeGraphs
 from server.engine.decode_inputs import DecodeShape
 from server.engine.grammar import GrammarCompiler
+from server.engine.host_cache import HostCache
+from server.engine.limits import BLOCK_SIZE, DeviceMemory, EngineLimits
 from server.engine.model_runner import ModelRunner
 from server.engine.page_allocator import PageAllocator
 from server.engine.scheduler import Scheduler
-from server.engine.status import EngineInfo
+from server.engine.status import EngineInfo, Residency
 from server.engine.tokenizer import Tokenizer
 from server.model.base import BaseModel
-from server.model.errors import ModelLoadError
-from server.model.kv_cache import KVCache, cache_dtype, page_bytes
+from server.model.kv_cache import KVCache, cache_dtype
 from server.model.memory import lazy_bytes
 from server.model.prepare import prepare_model
 from server.model.step_context import AdapterTable, StepContext
 
-BLOCK_SIZE = 16
 ADAPTER_SLOTS = 1024  # rows of the record tables, 64 bytes per slot and module: 14 MB for the default model
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """Sizes of the engine. Memory in bytes, the rest in tokens or requests; max_context None: the model's own.
-
-    kv_cache_dtype None: what `server.model.kv_cache.cache_dtype` says. max_rank: of any adapter that `load` gives; GPU
-    kernels make room for it.
-    """
-
-    kv_cache_memory: int = 1 << 30
-    adapter_memory: int = 1 << 30
-    max_batch_tokens: int = 512
-    max_running: int = 64
-    max_queued: int = 256
-    max_context: int | None = None
-    max_rank: int = 256
-    kv_cache_dtype: torch.dtype | None = None
 
 
 def build_core(
@@ -70,18 +52,21 @@ def build_core(
     Raises ModelLoadError if the memory given holds no single block or the model cannot be paged.
     """
     dtype = limits.kv_cache_dtype or cache_dtype(base.dtype, quantization)
-    cache = _kv_cache(base, dtype, limits.kv_cache_memory)
+    memory = DeviceMemory.of(base, dtype, limits)
+    buffer = lazy_bytes(memory.num_pages * memory.page_bytes, base.device)
     context = prepare_model(base, quantization, dtype)
-    adapters = AdapterPool(PageAllocator(limits.adapter_memory // cache.page_bytes, cache.page_bytes), ADAPTER_SLOTS)
+    blocks = BlockPool(memory.kv_pages, BLOCK_SIZE, memory.kv_floor)
+    own = PageAllocator(memory.num_pages - memory.kv_pages, memory.page_bytes, memory.kv_pages)
+    adapters = AdapterPool(own, ADAPTER_SLOTS, blocks)
     table = AdapterTable(context.module_names, ADAPTER_SLOTS, base.device)
-    buffer = lazy_bytes(adapters.allocator.num_pages * cache.page_bytes, base.device)
-    context.cache, context.pool, context.table = cache, buffer, table
+    context.cache, context.pool, context.table = _kv_cache(base, dtype, memory.kv_pages, buffer), buffer, table
     scheduler = Scheduler(
-        BlockPool(cache.num_pages, BLOCK_SIZE),
+        blocks,
         adapters,
         token_budget=limits.max_batch_tokens,
         max_running=limits.max_running,
     )
+    host = HostCache(limits.host_adapter_memory, lambda digest: adapters.residency(digest) is Residency.RESIDENT)
     embeddings = frozenset(name for name, spec in base.spec.modules.items() if spec.kind == "embedding")
     kinds = adapter_limits(limits.max_rank)
     on_gpu = dispatch.load(base.device) == "triton"
@@ -89,8 +74,8 @@ def build_core(
     return EngineCore(
         scheduler,
         ModelRunner(base, context, adapters, BLOCK_SIZE, kinds, graphs),
-        AdapterStorage(buffer, table),
-        AdapterLoader(load, embeddings, wake, pinned=on_gpu),
+        AdapterStorage(buffer, table, SideStreamCopier(base.device) if on_gpu else None),
+        AdapterLoader(load, embeddings, wake, host, pinned=on_gpu),
         BackgroundCompiler(base, context) if compiling and base.device.type == "cpu" else None,
     )
 
@@ -107,7 +92,7 @@ def build_engine(
     engine: list[AsyncEngine] = []
     core = build_core(base, limits, load, lambda: engine[0].notify(), quantization, compiling=compiling)
     blocks = core.scheduler.blocks
-    context = _max_context(base, limits, blocks.num_blocks)
+    context = _max_context(base, limits, blocks.shared_from)
     info = EngineInfo(
         model_id=base.id,
         fingerprint=base.fingerprint,
@@ -123,6 +108,8 @@ def build_engine(
         block_size=BLOCK_SIZE,
         kv_blocks=blocks.num_blocks,
         adapter_memory_bytes=limits.adapter_memory,
+        host_adapter_memory_bytes=limits.host_adapter_memory,
+        device_memory_bytes=core.scheduler.adapters.device_bytes,
         aliases=base.spec.aliases,
     )
     grammars = GrammarCompiler(base.tokenizer, base.vocabulary, base.eos_token_ids)
@@ -146,9 +133,6 @@ def _decode_graphs(base: BaseModel, context: StepContext, limits: EngineLimits, 
     return DecodeGraphs(base, context, rows, DecodeShape(width, BLOCK_SIZE, kinds), CudaCapture())
 
 
-def _kv_cache(base: BaseModel, dtype: torch.dtype, memory: int) -> KVCache:
-    shape = (base.num_layers, base.num_kv_heads, base.head_dim)
-    page = page_bytes(*shape, dtype, BLOCK_SIZE)
-    if memory < page:
-        raise ModelLoadError(f"--kv-cache-memory of {memory} bytes holds no block; one block is {page} bytes.")
-    return KVCache(memory // page, *shape, dtype=dtype, device=base.device, page_size=BLOCK_SIZE)
+def _kv_cache(base: BaseModel, dtype: torch.dtype, pages: int, buffer: torch.Tensor) -> KVCache:
+    shape = (pages, base.num_layers, base.num_kv_heads, base.head_dim)
+    return KVCache(*shape, dtype=dtype, device=base.device, page_size=BLOCK_SIZE, buffer=buffer)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from adapters_store.errors import CodedError
@@ -10,15 +11,17 @@ from server.engine.adapter_storage import AdapterStorage, PackedAdapter
 from server.engine.answer import Answer
 from server.engine.background_compiler import BackgroundCompiler
 from server.engine.batch import ScheduledBatch, ScheduledSequence
+from server.engine.copiers import Arrival
 from server.engine.model_runner import ModelRunner
 from server.engine.quarantine import Quarantine
-from server.engine.request import FinishReason, StepOutput
+from server.engine.request import FinishReason, StepOutput, WeightedAdapter
 from server.engine.sampler import Sampled
 from server.engine.scheduler import Scheduler
-from server.engine.status import EngineStats
+from server.engine.status import EngineStats, Residency
 from server.errors import EngineFailure, ModelOutputInvalid, NotReady
 
-LOADS_IN_FLIGHT = 4  # adapters being read or waiting for room; more would only hold memory
+LOADS_IN_FLIGHT = 4  # adapters being read or waiting for room in the pool
+PREFETCHES = 8  # further wishes that are brought into host memory meanwhile
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ class _Counters:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     steps: int = 0
+    place_seconds: float = 0.0
     last_step: float = field(default_factory=time.monotonic)
 
 
@@ -51,6 +55,7 @@ class EngineCore:
         self.compiler = compiler
         self._answers: dict[str, Answer] = {}
         self._staged: list[PackedAdapter] = []  # loaded, waiting for room in the pool
+        self._arrivals: list[tuple[str, Arrival]] = []  # placed, their bytes are on the way
         self._quarantine = Quarantine()
         self._counters = _Counters()
         self.blocked = False
@@ -60,6 +65,16 @@ class EngineCore:
     def has_work(self) -> bool:
         """True while a sequence waits or runs, or an adapter is on its way."""
         return bool(self._answers or self._staged or self.scheduler.adapters.num_pending)
+
+    def residency(self, digest: str) -> Residency:
+        """Where an adapter is. Any thread may ask."""
+        found = self.scheduler.adapters.residency(digest)
+        return Residency.HOST if found is Residency.ABSENT and digest in self._loader.host else found
+
+    def prefetch(self, adapters: Iterable[WeightedAdapter]) -> None:
+        """Begin to read adapters that are about to be asked for, while the step before goes on. Any thread may ask."""
+        residency = self.scheduler.adapters.residency
+        self._loader.prefetch(a.digest for a in adapters if residency(a.digest) is Residency.ABSENT)
 
     def start(self) -> None:
         """Begin what runs beside the steps."""
@@ -88,22 +103,27 @@ class EngineCore:
         return [self._end(answer, StepOutput(finish_reason=FinishReason.ABORT))] if answer else []
 
     def step(self) -> Outputs:
-        """Do one round: place adapters that have arrived, compute a batch, begin to load those asked for.
+        """Do one round: begin to load what is asked for, place adapters that have arrived, compute a batch.
 
         Without outputs, running sequences or a placed adapter only the end of a load can bring the engine on; then
         `blocked` is true.
         """
         self.blocked = False
         self._counters.last_step = time.monotonic()
-        placed = self.scheduler.adapters.counters.loads
+        adapters = self.scheduler.adapters
+        placed, arriving = adapters.counters.loads, len(self._arrivals)
+        self._begin_loads()  # before the batch is computed, so that they go on beside it
         outputs = self._place_adapters()
         batch = self.scheduler.schedule()
         if batch.entries:
             outputs += self._compute(batch)
             self._counters.steps += 1
-        for digest in self.scheduler.adapters.take_wanted(LOADS_IN_FLIGHT, urgent=self.scheduler.awaited):
-            self._loader.start(digest)
-        progress = outputs or self.scheduler.running or placed != self.scheduler.adapters.counters.loads
+        else:
+            self._begin_loads()  # what scheduling found missing
+            self._await_arrivals()
+        arrived = arriving > len(self._arrivals)
+        progress = outputs or self.scheduler.running or placed != adapters.counters.loads or arrived
+        progress = progress or self.has_arrivals
         self.blocked = not progress
         self._counters.last_step = time.monotonic()
         self.publish()
@@ -134,11 +154,11 @@ class EngineCore:
     def publish(self) -> None:
         """Renew `stats`."""
         scheduler, adapters, counters = self.scheduler, self.scheduler.adapters, self._counters
-        blocks = scheduler.blocks
+        blocks, loader = scheduler.blocks, self._loader
         self.stats = EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
-            kv_usage=1 - blocks.num_free / blocks.num_blocks,
+            kv_usage=1 - blocks.num_free / (blocks.num_blocks - blocks.num_lent),
             kv_blocks_free=blocks.num_free,
             prefix_query_tokens_total=scheduler.num_prefix_queries,
             prefix_hit_tokens_total=scheduler.num_prefix_hits,
@@ -153,12 +173,40 @@ class EngineCore:
             adapter_loads_total=adapters.counters.loads,
             adapter_evictions_total=adapters.counters.evictions,
             adapter_load_failures_total=adapters.counters.failures,
+            adapter_load_seconds_total=(
+                ("read", loader.seconds.read),
+                ("pack", loader.seconds.pack),
+                ("place", counters.place_seconds),
+            ),
+            adapters_host=len(loader.host),
+            host_bytes_used=loader.host.bytes_used,
+            host_hits_total=loader.host.counters.hits,
+            host_misses_total=loader.host.counters.misses,
+            host_evictions_total=loader.host.counters.evictions,
+            kv_blocks_lent=blocks.num_lent,
             running_adapters=tuple(sorted({d for s in scheduler.running for d in s.digests})),
             waiting_adapters=tuple(sorted({d for s in scheduler.waiting for d in s.digests})),
         )
 
+    def _begin_loads(self) -> None:
+        adapters = self.scheduler.adapters
+        for digest in adapters.take_wanted(LOADS_IN_FLIGHT, urgent=self.scheduler.awaited):
+            self._loader.start(digest)
+        self._loader.prefetch(adapters.next_wanted(PREFETCHES))
+
+    def _await_arrivals(self) -> None:
+        """With nothing else to do the step waits for bytes on their way to the device: nothing else tells of them."""
+        for digest, arrival in self._arrivals:
+            arrival.wait()
+            self.scheduler.adapters.arrived(digest)
+        self._arrivals.clear()
+
     def _place_adapters(self) -> Outputs:
         outputs: Outputs = []
+        for digest, arrival in list(self._arrivals):
+            if arrival.done():
+                self.scheduler.adapters.arrived(digest)
+                self._arrivals.remove((digest, arrival))
         for loaded in self._loader.poll():
             if loaded.adapter is None:
                 outputs += self._fail_load(loaded)
@@ -168,22 +216,36 @@ class EngineCore:
         self._staged.sort(key=lambda adapter: adapter.digest not in awaited)
         for adapter in list(self._staged):
             awaited = self.scheduler.awaited  # another head, once a failure has ended the one before
-            placement = self.scheduler.adapters.place(adapter.digest, adapter.sizes, keep=awaited)
-            if placement is not None:
-                self._storage.write(placement, adapter)
+            if self._place(adapter, awaited):
                 self._staged.remove(adapter)
-            elif not self.scheduler.running and (adapter.digest in awaited or not self.scheduler.waiting):
+            elif self.scheduler.running or self._arrivals:
+                continue  # these will make room
+            elif adapter.digest in awaited or not self.scheduler.waiting:
                 outputs += self._refuse(adapter)
         return outputs
+
+    def _place(self, adapter: PackedAdapter, awaited: frozenset[str]) -> bool:
+        """Give a loaded adapter its place in the pool, if there is room."""
+        adapters = self.scheduler.adapters
+        placement = adapters.place(adapter.digest, adapter.sizes, awaited, adapter.shared_sizes)
+        if placement is None:
+            return False
+        started = time.monotonic()
+        arrival = self._storage.write(placement, adapter)
+        self._counters.place_seconds += time.monotonic() - started
+        if arrival is not None:
+            adapters.await_bytes(adapter.digest)
+            self._arrivals.append((adapter.digest, arrival))
+        return True
 
     def _refuse(self, adapter: PackedAdapter) -> Outputs:
         """The head of the queue has no room for this adapter beside its others; who else waits for it still may."""
         error = NotReady(
-            f"Adapter sha256:{adapter.digest} ({sum(adapter.sizes)} bytes) does not fit the adapter memory "
-            "beside what this request and pins need; raise --adapter-memory.",
+            f"Adapter sha256:{adapter.digest} ({adapter.num_bytes} bytes) does not fit the adapter memory "
+            "beside what this request and pins need; raise --adapter-memory or --device-memory.",
             code="adapter_memory_full",
         )
-        log.warning("adapter_memory_full", extra={"digest": adapter.digest, "bytes": sum(adapter.sizes)})
+        log.warning("adapter_memory_full", extra={"digest": adapter.digest, "bytes": adapter.num_bytes})
         waiting = self.scheduler.waiting
         outputs = [self._fail(waiting[0].request_id, error)] if waiting else []
         if not any(adapter.digest in sequence.digests for sequence in waiting):

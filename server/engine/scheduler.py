@@ -54,6 +54,7 @@ class Scheduler:
         Every entry has its KV blocks allocated. An empty batch means that nothing can run now: the queue is empty
         or waits for adapters.
         """
+        self.blocks.now += 1
         entries: list[ScheduledSequence] = []
         budget = self.token_budget
         preempted = self.num_preemptions
@@ -92,6 +93,7 @@ class Scheduler:
         missing = self._blocks_for(sequence.num_computed + count) - len(sequence.block_table)
         if missing <= 0:
             return True
+        self.adapters.give_blocks(missing, self.awaited)
         while (fresh := self.blocks.allocate(missing)) is None:
             victim = self._victim()
             self._preempt(victim)
@@ -149,9 +151,11 @@ class Scheduler:
         cached = self.blocks.match(sequence.keys.upto(tokens, reusable))
         missing = self._blocks_for(len(tokens)) - len(cached)
         headroom = len(self.running)  # a block for each running sequence's next tokens
-        if self.blocks.num_free_without(cached) < missing + (headroom if self.running else 0):
+        spare = self.blocks.num_free_without(cached) - missing - headroom
+        if spare + self.adapters.num_returnable(self.awaited) < 0:
             return False
         self.blocks.acquire(cached)
+        self.adapters.give_blocks(missing + headroom, self.awaited)
         fresh = self.blocks.allocate(missing)
         if fresh is None:
             raise AssertionError("blocks were counted as free and are not")

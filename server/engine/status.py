@@ -7,7 +7,8 @@ from enum import StrEnum
 class Residency(StrEnum):
     """Where an adapter's weights are, seen from the engine."""
 
-    ABSENT = "absent"  # in the store only
+    ABSENT = "absent"  # on disk or in the store only
+    HOST = "host"  # in host memory
     LOADING = "loading"
     RESIDENT = "resident"  # in the device pool
 
@@ -33,6 +34,8 @@ class EngineInfo:
     block_size: int
     kv_blocks: int
     adapter_memory_bytes: int
+    host_adapter_memory_bytes: int
+    device_memory_bytes: int
     aliases: tuple[str, ...] = ()
 
 
@@ -57,6 +60,13 @@ class EngineStats:
     adapter_loads_total: int = 0
     adapter_evictions_total: int = 0
     adapter_load_failures_total: int = 0
+    adapter_load_seconds_total: tuple[tuple[str, float], ...] = ()  # by phase: read, pack, place
+    adapters_host: int = 0  # in host memory
+    host_bytes_used: int = 0
+    host_hits_total: int = 0
+    host_misses_total: int = 0
+    host_evictions_total: int = 0
+    kv_blocks_lent: int = 0  # to the adapters
     running_adapters: tuple[str, ...] = ()  # digests
     waiting_adapters: tuple[str, ...] = ()
     seconds_since_step: float = 0.0  # 0 while idle

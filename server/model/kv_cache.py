@@ -10,8 +10,9 @@ from server.model.memory import lazy_bytes
 class KVCache:
     """Keys and values of all requests, `[pages, layers, 2, page_size, kv_heads, dim]`.
 
-    A page is contiguous over the layers, so that pages can one day be traded against adapter memory; what a layer's
-    kernel sees is a strided view. The content of a page is whatever its last user left (zeros at first).
+    A page is contiguous over the layers, so that pages can be traded against adapter memory; what a layer's kernel sees
+    is a strided view. The content of a page is whatever its last user left (zeros at first). buffer: uint8 memory whose
+    first pages become the cache's; without it the cache has memory of its own.
     """
 
     def __init__(
@@ -24,10 +25,12 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         page_size: int = 16,
+        buffer: torch.Tensor | None = None,
     ) -> None:
         shape = (num_pages, layers, 2, page_size, kv_heads, head_dim)
-        zeros = lazy_bytes(math.prod(shape) * dtype.itemsize, torch.device(device))
-        self.buffer = zeros.view(dtype).view(shape)
+        count = math.prod(shape) * dtype.itemsize
+        memory = lazy_bytes(count, torch.device(device)) if buffer is None else buffer[:count]
+        self.buffer = memory.view(dtype).view(shape)
         self._layers = [(self.buffer[:, layer, 0], self.buffer[:, layer, 1]) for layer in range(layers)]
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:

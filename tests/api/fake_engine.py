@@ -116,6 +116,8 @@ class FakeEngine:
             block_size=16,
             kv_blocks=128,
             adapter_memory_bytes=1 << 20,
+            host_adapter_memory_bytes=1 << 20,
+            device_memory_bytes=1 << 21,
             aliases=(ALIAS,),
         )
         self.tokenizer = ByteTokenizer()

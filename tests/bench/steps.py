@@ -14,7 +14,7 @@ import torch
 from adapters_store.limits import Limits
 from adapters_store.log import open_store
 from adapters_store.registry import AdapterRegistry
-from server.engine.build import EngineLimits
+from server.engine.limits import EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.model.loader import load_base_model
 from server.model.quantize import CHOICES

@@ -9,7 +9,7 @@ import pytest
 from torch._dynamo.utils import counters
 
 from server.engine.background_compiler import CACHE_VARIABLE
-from server.engine.build import EngineLimits
+from server.engine.limits import EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.model.step_context import StepContext
 from tests.e2e.world import ADAPTERS, World, build_world

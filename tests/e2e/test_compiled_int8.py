@@ -6,7 +6,7 @@ import pytest
 from torch.fx import GraphModule
 
 from server.engine.background_compiler import CACHE_VARIABLE
-from server.engine.build import EngineLimits
+from server.engine.limits import EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.model import compile as compiling
 from server.model import layer_groups

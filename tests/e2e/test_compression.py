@@ -16,7 +16,8 @@ from adapters_store.forms import AdapterWeights, LowRank
 from server.compressor import Compressor
 from server.divergence import MAX_TOKENS, Divergence, measure
 from server.engine.async_engine import AsyncEngine
-from server.engine.build import EngineLimits, build_engine
+from server.engine.build import build_engine
+from server.engine.limits import EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.errors import ContextTooLong
 from server.trials import Trials

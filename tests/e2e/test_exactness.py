@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adapters_store.forms import AdapterWeights
-from server.engine.build import EngineLimits
+from server.engine.limits import EngineLimits
 from server.engine.request import FinishReason, GenerationRequest, SamplingParams, WeightedAdapter
 from tests.e2e.world import ADAPTERS, World, build_world
 from tests.support.driver import CoreDriver, logprobs, tokens
@@ -25,6 +25,13 @@ ENGINES = {
     "few blocks": EngineLimits(kv_cache_memory=11 * PAGE, adapter_memory=64 << 20, max_batch_tokens=32),
     "few adapters": EngineLimits(kv_cache_memory=8 << 20, adapter_memory=32 * PAGE, max_batch_tokens=64),
     "all scarce": EngineLimits(kv_cache_memory=10 * PAGE, adapter_memory=32 * PAGE, max_batch_tokens=19, max_running=5),
+    "one budget": EngineLimits(
+        kv_cache_memory=9 * PAGE,
+        adapter_memory=12 * PAGE,
+        device_memory=44 * PAGE,
+        host_adapter_memory=24 * PAGE,
+        max_batch_tokens=64,
+    ),
 }
 
 
@@ -117,8 +124,10 @@ def _check_batches(world: World, cases: list[Case], name: str, batches: int) -> 
     assert checked > batches * 3
     assert cancelled > 0
     assert stats.prefix_hit_tokens_total > 0
-    assert (stats.preemptions_total > 0) == (name in ("few blocks", "all scarce"))
-    assert (stats.adapter_evictions_total > 0) == (name in ("few adapters", "all scarce"))
+    assert name == "one budget" or (stats.preemptions_total > 0) == (name in ("few blocks", "all scarce"))
+    assert (stats.adapter_evictions_total > 0) == (name in ("few adapters", "all scarce", "one budget"))
+    assert (stats.kv_blocks_lent > 0) == (name == "one budget")
+    assert stats.host_hits_total > 0 or stats.adapter_evictions_total == 0, "what was evicted comes back from the host"
     assert stats.running == stats.waiting == 0
 
 

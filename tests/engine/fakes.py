@@ -3,19 +3,21 @@
 import functools
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from collections.abc import Sequence as TokenSequence
 
 import torch
 
 from adapters_store.errors import CodedError
-from server.engine.adapter_loader import AdapterLoader, Loaded
+from server.engine.adapter_loader import AdapterLoader, Loaded, LoadSeconds
 from server.engine.adapter_pool import Placement
 from server.engine.adapter_storage import AdapterStorage, PackedAdapter
 from server.engine.answer import Answer
 from server.engine.batch import ScheduledBatch, ScheduledSequence
+from server.engine.copiers import Arrival
 from server.engine.core import EngineCore, Outputs
 from server.engine.grammar import GrammarState
+from server.engine.host_cache import HostCache
 from server.engine.model_runner import ModelRunner
 from server.engine.request import FinishReason, SamplingParams, StepOutput
 from server.engine.sampler import Sampled
@@ -56,34 +58,76 @@ def expected_tokens(
     return sequence.output
 
 
+class FakeArrival:
+    """Bytes that have arrived after so many looks, or when they are waited for."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def done(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+    def wait(self) -> None:
+        self.looks = -1
+
+
 class FakeStorage(AdapterStorage):
-    """Remembers which adapter's block each line of the buffer holds, and who is in each slot."""
+    """Remembers what each line of the buffer holds (a page is one, so is a KV block), and who is in each slot.
+
+    on_write: told which lines an adapter takes; looks: as for `FakeArrival`, 0 for bytes that are there at once.
+    """
 
     def __init__(self) -> None:
-        self.slots: dict[int, tuple[str, Placement]] = {}
-        self.lines: dict[int, tuple[str, int]] = {}
+        self.slots: dict[int, tuple[str, tuple[int, ...], tuple[object, ...]]] = {}
+        self.lines: dict[int, object] = {}
         self.written: list[str] = []
+        self.on_write: Callable[[int], None] = lambda line: None
+        self.looks = 0
+        self.arrivals: dict[str, FakeArrival] = {}
 
-    def write(self, placement: Placement, adapter: PackedAdapter) -> None:
-        for index, (offset, size) in enumerate(zip(placement.offsets, adapter.sizes, strict=True)):
-            for line in range(offset // 64, -(-(offset + size) // 64)):
-                self.lines[line] = (adapter.digest, index)
-        self.slots[placement.slot] = (adapter.digest, placement)
+    def write(self, placement: Placement, adapter: PackedAdapter) -> Arrival | None:
+        content: list[object] = [(adapter.digest, index) for index in range(len(adapter.own))]
+        fresh = [True] * len(content)
+        for key, blocks in adapter.shared.items():
+            content += [(key, index) for index in range(len(blocks))]
+            fresh += [key in placement.fresh] * len(blocks)
+        for offset, what, new, block in zip(placement.offsets, content, fresh, adapter.blocks, strict=True):
+            for line in range(offset // 64, -(-(offset + block.numel()) // 64)):
+                if new:
+                    self.on_write(line)
+                    self.lines[line] = what
+        self.slots[placement.slot] = (adapter.digest, placement.offsets, tuple(content))
         self.written.append(adapter.digest)
+        if not self.looks:
+            return None
+        self.arrivals[adapter.digest] = FakeArrival(self.looks)
+        return self.arrivals[adapter.digest]
 
     def holds(self, slot: int, digest: str) -> bool:
-        """True if the slot is this adapter's and every block of it is as it was written."""
-        owner, placement = self.slots.get(slot, ("", Placement(-1, (), ())))
-        return owner == digest and all(
-            self.lines[offset // 64] == (digest, index) for index, offset in enumerate(placement.offsets)
+        """True if the slot is this adapter's, its bytes have arrived, and every block of it is as it was written."""
+        owner, offsets, content = self.slots.get(slot, ("", (), ()))
+        arrived = digest not in self.arrivals or self.arrivals[digest].looks < 0
+        return (
+            arrived
+            and owner == digest
+            and all(self.lines.get(offset // 64) == what for offset, what in zip(offsets, content, strict=True))
         )
 
 
 class FakeLoader(AdapterLoader):
-    """Loads end when the test says so. `pages`: size of each adapter, 1 page unless given; `whole`: as one block."""
+    """Loads end when the test says so.
+
+    pages: size of each adapter, 1 page unless given; whole: as one block; bases: adapters with a shared part, to its
+    pages: those of as many pages share theirs.
+    """
 
     def __init__(self) -> None:
+        self.host = HostCache(0)
+        self.seconds = LoadSeconds()
+        self.prefetched: list[str] = []
         self.pages: dict[str, int] = {}
+        self.bases: dict[str, int] = {}
         self.whole: set[str] = set()
         self.started: list[str] = []
         self.history: list[str] = []
@@ -93,6 +137,9 @@ class FakeLoader(AdapterLoader):
         assert digest not in self.started, f"{digest} is loaded twice at once"
         self.started.append(digest)
         self.history.append(digest)
+
+    def prefetch(self, digests: Iterable[str]) -> None:
+        self.prefetched += digests
 
     def poll(self) -> list[Loaded]:
         ended, self.ended = self.ended, []
@@ -111,7 +158,9 @@ class FakeLoader(AdapterLoader):
         pages = self.pages.get(digest, 1)
         sizes = [pages * PAGE] if digest in self.whole else [PAGE] * pages
         blocks = tuple(torch.zeros(size, dtype=torch.uint8) for size in sizes)
-        self.ended.append(Loaded(digest, None if error else PackedAdapter(digest, blocks, {}), error))
+        basis = self.bases.get(digest, 0)
+        shared = {b"basis %d" % basis: (torch.zeros(PAGE, dtype=torch.uint8),) * basis} if basis else {}
+        self.ended.append(Loaded(digest, None if error else PackedAdapter(digest, blocks, {}, shared), error))
 
 
 class FakeRunner(ModelRunner):
@@ -130,6 +179,7 @@ class FakeRunner(ModelRunner):
         self.written: dict[tuple[int, int], Content] = {}
         self.runs: list[list[str]] = []
         self.problems: list[str] = []
+        storage.on_write = self._lose
 
     def run(self, batch: ScheduledBatch, answers: Mapping[str, Answer]) -> list[Sampled | None]:
         self.runs.append([entry.sequence.request_id for entry in batch.entries])
@@ -145,6 +195,7 @@ class FakeRunner(ModelRunner):
                 if slot in written:
                     self.problems.append(f"{entry.sequence.request_id} and {written[slot]} write one KV slot")
                 written[slot] = entry.sequence.request_id
+                self.storage.lines.pop(slot[0], None)  # the same memory
                 self.written[slot] = self._content(entry.sequence, position)
         if bad := self.faulty.intersection(self.runs[-1]):
             raise RuntimeError(f"scripted failure of {sorted(bad)}")
@@ -154,6 +205,13 @@ class FakeRunner(ModelRunner):
                 known = range(entry.start, min(entry.start + entry.count, entry.sequence.num_prompt - 1))
                 entry.sequence.prompt_logprobs |= {position + 1: (-float(position), ()) for position in known}
         return [self._sampled(entry, answers) if entry.samples else None for entry in batch.entries]
+
+    def _lose(self, line: int) -> None:
+        """An adapter is written where a KV block was."""
+        if any(line in sequence.block_table for sequence in self.scheduler.running):
+            self.problems.append(f"an adapter is written over block {line}, which is in use")
+        for slot in [slot for slot in self.written if slot[0] == line]:
+            del self.written[slot]
 
     def check_kv(self, sequence: Sequence, computed: int) -> None:
         """Every computed position must hold this sequence's own prefix, computed under its own adapters."""
@@ -187,11 +245,11 @@ class FakeRunner(ModelRunner):
 class Engine:
     """An EngineCore over the fakes, with the outputs of every request and the checks that hold after every call."""
 
-    def __init__(
-        self, *, blocks: int = 16, pages: int = 8, slots: int = 8, budget: int = 16, max_running: int = 8
-    ) -> None:
-        self.scheduler = make_scheduler(blocks=blocks, pages=pages, slots=slots, budget=budget, max_running=max_running)
+    def __init__(self, *, looks: int = 0, **sizes: int) -> None:
+        """sizes: as for `make_scheduler`; looks: steps that the bytes of an adapter are on their way."""
+        self.scheduler = make_scheduler(**sizes)
         self.storage = FakeStorage()
+        self.storage.looks = looks
         self.loader = FakeLoader()
         self.runner = FakeRunner(self.scheduler, self.storage)
         self.core = EngineCore(self.scheduler, self.runner, self.storage, self.loader)
@@ -221,10 +279,11 @@ class Engine:
     def step(self) -> Outputs:
         """One step of the engine thread, with the promises of `blocked` checked."""
         loads = self.scheduler.adapters.counters.loads
-        runs = len(self.runner.runs)
+        runs, arriving = len(self.runner.runs), len(self.core._arrivals)
         outputs = self.core.step()
         self._take(outputs)
         moved = bool(outputs) or len(self.runner.runs) > runs or self.scheduler.adapters.counters.loads > loads
+        moved = moved or len(self.core._arrivals) < arriving
         if not self.core.blocked:
             assert moved, "nothing happened and the engine thread would spin"
         elif self.core.has_work and not self.loader.has_ended:

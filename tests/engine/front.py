@@ -146,6 +146,8 @@ def front(*, blocks: int = 16, pages: int = 8, budget: int = 16, max_running: in
         block_size=BLOCK,
         kv_blocks=blocks,
         adapter_memory_bytes=pages * 64,
+        host_adapter_memory_bytes=1 << 20,
+        device_memory_bytes=pages * 64,
     )
     grammars = GrammarCompiler(tiny_tokenizer(), VOCABULARY, (EOS_ID,))
     return Front(AsyncEngine(fake.core, tokenizer(), grammars, info, (EOS_ID,)), fake, runner, loader)

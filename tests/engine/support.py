@@ -43,10 +43,12 @@ def prompt(length: int, salt: int = 0) -> list[int]:
 
 
 def make_scheduler(
-    *, blocks: int = 16, pages: int = 8, slots: int = 8, budget: int = 16, max_running: int = 8
+    *, blocks: int = 16, pages: int = 8, slots: int = 8, budget: int = 16, max_running: int = 8, between: int = 0
 ) -> Scheduler:
-    adapters = AdapterPool(PageAllocator(pages, PAGE), slots)
-    return Scheduler(BlockPool(blocks, BLOCK), adapters, token_budget=budget, max_running=max_running)
+    """blocks and pages: what KV cache and adapters are sure of; between: further ones, for whichever needs them."""
+    kv = BlockPool(blocks + between, BLOCK, blocks)
+    adapters = AdapterPool(PageAllocator(pages, PAGE, blocks + between), slots, kv)
+    return Scheduler(kv, adapters, token_budget=budget, max_running=max_running)
 
 
 def add(scheduler: Scheduler, request_id: str, length: int, **options: object) -> Sequence:

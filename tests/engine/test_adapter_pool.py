@@ -214,7 +214,7 @@ def forget_adapter(pool: AdapterPool) -> None:
 
 
 def lose_page(pool: AdapterPool) -> None:
-    pool.allocator.allocate([PAGE])
+    pool.allocator.take([page for page in range(4) if page in pool.allocator._free][:1])
 
 
 def lose_slot(pool: AdapterPool) -> None:
@@ -226,8 +226,7 @@ def share_page(pool: AdapterPool) -> None:
 
 
 def evict_used(pool: AdapterPool) -> None:
-    placement = pool._resident.pop("a")
-    pool._free(placement)
+    pool._evict("a")
 
 
 @pytest.mark.parametrize("damage", [drop_reference, forget_adapter, lose_page, lose_slot, share_page, evict_used])

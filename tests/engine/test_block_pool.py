@@ -120,7 +120,7 @@ def leak(pool: BlockPool) -> None:
 
 
 def lose(pool: BlockPool) -> None:
-    pool._free.popitem()
+    pool._blank.popitem()
 
 
 def forge(pool: BlockPool) -> None:
@@ -173,3 +173,67 @@ def test_random_use_never_hands_out_a_held_block(data: st.DataObject) -> None:
                     pool.register(block, key)
                 tables.append(hit + fresh)
         pool.check_integrity(tables)
+
+
+def cached(pool: BlockPool, *keys: bytes) -> list[int]:
+    """A free block for each prefix, freed in this order, a step apart."""
+    blocks = []
+    for key in keys:
+        [block] = allocated(pool, 1)
+        pool.register(block, key)
+        blocks.append(block)
+    for block in blocks:
+        pool.now += 1
+        pool.release([block])
+    return blocks
+
+
+class TestLending:
+    def test_only_free_blocks_of_the_shared_zone_are_lent_from_the_end(self) -> None:
+        pool = BlockPool(6, 4, shared_from=2)
+        held = allocated(pool, 3)  # 0, 1 and 2
+        assert pool.lendable() == [5, 4, 3]
+        pool.lend([5, 4])
+        assert (pool.num_lent, pool.num_free) == (2, 1)
+        pool.check_integrity([held])
+        assert pool.allocate(2) is None, "lent blocks are not the KV cache's"
+        pool.give_back([4])
+        assert (pool.num_lent, pool.num_free) == (1, 2)
+        assert sorted(allocated(pool, 2)) == [3, 4]
+
+    def test_nothing_is_shared_unless_said(self) -> None:
+        assert BlockPool(4, 4).lendable() == []
+
+    def test_blocks_without_a_prefix_are_lent_before_old_prefixes_and_those_before_new_ones(self) -> None:
+        pool = BlockPool(4, 4, shared_from=0)
+        old, new = cached(pool, b"a", b"b")
+        assert pool.lendable() == [3, 2, old, new]
+        assert pool.lendable(before=2) == [3, 2, old]
+        assert pool.lendable(before=1) == [3, 2]
+
+    def test_a_lent_block_has_lost_its_prefix(self) -> None:
+        pool = BlockPool(2, 4, shared_from=0)
+        [block] = cached(pool, b"a")
+        pool.lend([block])
+        assert pool.match([b"a"]) == []
+        pool.give_back([block])
+        assert pool.match([b"a"]) == []
+        pool.check_integrity([])
+
+    def test_a_held_block_cannot_be_lent(self) -> None:
+        pool = BlockPool(2, 4, shared_from=0)
+        held = allocated(pool, 1)
+        with pytest.raises(KeyError):
+            pool.lend(held)
+
+    def test_forgets_is_the_age_of_the_youngest_prefix_given_up(self) -> None:
+        pool = BlockPool(4, 4, shared_from=0)
+        cached(pool, b"a", b"b")
+        assert [pool.forgets(count) for count in range(6)] == [-1, -1, -1, 1, 2, float("inf")]
+
+    def test_a_block_lent_twice_is_found(self) -> None:
+        pool = BlockPool(3, 4, shared_from=0)
+        pool.lend([2])
+        pool._blank[2] = None
+        with pytest.raises(AssertionError):
+            pool.check_integrity([])

@@ -1,9 +1,14 @@
 """Loads that end well, badly, or find no room: only those that wait for them notice."""
 
+from collections.abc import Mapping
+
 import pytest
 
+from server.engine.answer import Answer
+from server.engine.batch import ScheduledBatch
 from server.engine.core import LOADS_IN_FLIGHT
 from server.engine.request import FinishReason
+from server.engine.sampler import Sampled
 from server.engine.status import Residency
 from tests.engine.fakes import Engine, expected_tokens
 from tests.engine.support import prompt
@@ -173,3 +178,78 @@ class TestAdapterLoads:
         engine.add("b", prompt(12, 1), adapters=["x"], max_tokens=1)
         engine.run()
         assert engine.core.stats.adapter_hits_total == 1
+
+
+class TestTiers:
+    def test_loads_begin_before_the_batch_is_computed(self) -> None:
+        """So that they go on beside it: an adapter that arrives with the step is used by the next one."""
+        engine = Engine()
+        engine.add("busy", prompt(4), max_tokens=6)
+        engine.step()
+        engine.add("a", prompt(4, 1), adapters=["x"], max_tokens=1)
+        runner, seen = engine.runner, []
+        run = runner.run
+
+        def watched(batch: ScheduledBatch, answers: Mapping[str, Answer]) -> list[Sampled | None]:
+            seen.append(list(engine.loader.started))
+            return run(batch, answers)
+
+        runner.run = watched  # type: ignore[method-assign]
+        engine.step()
+        assert seen == [["x"]]
+        engine.loader.end("x")
+        engine.step()
+        assert engine.reason("a") is FinishReason.LENGTH
+
+    def test_what_is_wanted_but_not_loading_is_prefetched(self) -> None:
+        engine = Engine(max_running=2)
+        names = [f"x{index}" for index in range(LOADS_IN_FLIGHT + 3)]
+        for name in names:
+            engine.add(name, prompt(4), adapters=[name], max_tokens=1)
+        engine.step()
+        assert engine.loader.started == names[:LOADS_IN_FLIGHT]
+        assert engine.loader.prefetched[-3:] == names[LOADS_IN_FLIGHT:]
+        engine.run()
+
+    def test_an_adapter_on_its_way_delays_its_own_requests_only(self) -> None:
+        engine = Engine(looks=2)
+        engine.add("a", prompt(4), adapters=["x"], max_tokens=1)
+        engine.add("b", prompt(4, 1), max_tokens=8)
+        engine.step()
+        engine.loader.end("x")
+        before = len(engine.tokens("b"))
+        engine.step()
+        assert engine.tokens("a") == []
+        assert len(engine.tokens("b")) == before + 1
+        engine.run()
+        assert engine.tokens("a") == expected_tokens(prompt(4), 1, ["x"])
+
+    def test_alone_it_is_waited_for(self) -> None:
+        engine = Engine(looks=50)
+        engine.add("a", prompt(4), adapters=["x"], max_tokens=1)
+        assert engine.run(at_most=5) <= 5
+
+    def test_requests_take_back_what_adapters_have_borrowed(self) -> None:
+        engine = Engine(blocks=4, pages=1, between=4)
+        engine.add("a", prompt(4), adapters=["x"], max_tokens=1)
+        engine.loader.pages["x"] = 5
+        engine.run()
+        assert engine.core.stats.kv_blocks_lent == 4
+        engine.add("long", prompt(14), max_tokens=12)
+        engine.run()
+        assert engine.reason("long") is FinishReason.LENGTH
+        assert engine.scheduler.num_preemptions == 0
+        assert engine.core.residency("x") is Residency.ABSENT
+        assert engine.core.stats.kv_blocks_lent == 0
+
+    def test_nothing_is_refused_for_want_of_room_that_adapters_on_their_way_will_give(self) -> None:
+        engine = Engine(pages=3, looks=3)
+        engine.add("a", prompt(4), adapters=["x"], max_tokens=1)
+        engine.add("b", prompt(4, 1), adapters=["w"], max_tokens=1)
+        engine.loader.pages |= {"x": 2, "w": 2}
+        engine.step()
+        engine.abort("a")
+        engine.loader.end("x")
+        engine.loader.end("w")
+        engine.run()
+        assert engine.tokens("b") == expected_tokens(prompt(4, 1), 1, ["w"])

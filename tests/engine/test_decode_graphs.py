@@ -15,9 +15,10 @@ from adapters_store.forms import AdapterWeights, LowRank
 from kernels import dispatch, reference
 from kernels.segments import Limits, Segments
 from server.engine.adapter_storage import pack
-from server.engine.build import BLOCK_SIZE, build_core
+from server.engine.build import build_core
 from server.engine.decode_graphs import Compute, DecodeGraphs, sizes
 from server.engine.decode_inputs import DecodeInputs, DecodeShape, DecodeStep
+from server.engine.limits import BLOCK_SIZE
 from server.engine.tokenizer import Tokenizer
 from server.model.loader import describe
 from tests.engine.test_model_runner import LIMITS, MIXES, Bench, adapter, assert_likely, prompt

@@ -18,8 +18,10 @@ from server.engine.adapter_storage import AdapterStorage, pack
 from server.engine.answer import Answer
 from server.engine.async_engine import AsyncEngine
 from server.engine.block_pool import PrefixKeys
-from server.engine.build import BLOCK_SIZE, EngineLimits, build_core, build_engine
+from server.engine.build import build_core, build_engine
 from server.engine.core import EngineCore
+from server.engine.host_cache import HostCache
+from server.engine.limits import BLOCK_SIZE, EngineLimits
 from server.engine.request import FinishReason, GenerationRequest, SamplingParams, StepOutput
 from server.engine.sequence import Sequence
 from server.engine.tokenizer import Tokenizer
@@ -311,7 +313,7 @@ class TestLoader:
             raise error
 
         done = threading.Event()
-        loader = AdapterLoader(broken, frozenset(), done.set)
+        loader = AdapterLoader(broken, frozenset(), done.set, HostCache(0))
         loader.start("x")
         assert done.wait(60)
         [ended] = loader.poll()
@@ -332,7 +334,7 @@ class TestLoader:
 
     def test_loads_end_in_any_order_and_are_collected_once(self) -> None:
         done = threading.Semaphore(0)
-        loader = AdapterLoader(lambda digest: AdapterWeights(digest, {}), frozenset(), done.release)
+        loader = AdapterLoader(lambda digest: AdapterWeights(digest, {}), frozenset(), done.release, HostCache(0))
         for index in range(5):
             loader.start(str(index))
         for _ in range(5):

@@ -178,7 +178,7 @@ class TestPrefixCache:
         assert two.num_cached == 0
 
     def test_least_recently_used_prefixes_make_room(self) -> None:
-        scheduler = make_scheduler(blocks=4)
+        scheduler = make_scheduler(blocks=3)
         old, new = prompt(5, 1), prompt(5, 2)
         for index, tokens in enumerate([old, new, prompt(5, 3)]):
             add(scheduler, str(index), 0, tokens=tokens, max_tokens=1)

@@ -44,10 +44,14 @@ class Traffic(RuleBasedStateMachine):
         slots=st.integers(2, 6),
         budget=st.sampled_from([1, 3, 5, 16, 64]),
         max_running=st.integers(1, 6),
+        between=st.sampled_from([0, 0, 1, 4, 9]),
+        looks=st.sampled_from([0, 0, 1, 3]),
+        bases=st.sampled_from([{}, {}, {"u": 1, "w": 1, "x": 2, "y": 2}]),
     )
-    def begin(self, **sizes: int) -> None:
-        self.engine = Engine(**sizes)
+    def begin(self, looks: int = 0, bases: dict[str, int] | None = None, **sizes: int) -> None:
+        self.engine = Engine(looks=looks, **sizes)
         self.engine.loader.pages = dict(ADAPTER_PAGES)
+        self.engine.loader.bases = bases or {}
         self.sizes = sizes
         self.sequences: dict[str, Sequence] = {}
         self.spoilt: set[str] = set()  # requests that may end with an error
@@ -145,8 +149,11 @@ class Traffic(RuleBasedStateMachine):
             error = outputs[-1].error
             if error is not None and error.code == "adapter_memory_full" and name not in self.spoilt:
                 needed = set(self.sequences[name].digests) | self.pinned
+                bases = self.engine.loader.bases
                 pages = sum(ADAPTER_PAGES[digest] for digest in needed)
-                assert pages > self.sizes["pages"] or len(needed) > self.sizes["slots"], (
+                pages += sum({basis for digest, basis in bases.items() if digest in needed})
+                room = self.sizes["pages"] + self.sizes.get("between", 0)
+                assert pages > room or len(needed) > self.sizes["slots"], (
                     f"{name} was refused though {sorted(needed)} fit {self.sizes}"
                 )
                 self.spoilt.add(name)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from adapters_store.forms import BaseSpec
-from server.engine.build import EngineLimits, build_engine
+from server.engine.build import build_engine
+from server.engine.limits import EngineLimits
 from server.model.adapter_linear import AdapterLinear
 from server.model.base import BaseModel
 from server.model.errors import ModelLoadError

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from adapters_store.forms import AdapterWeights
 from server.engine.answer import Answer
 from server.engine.block_pool import PrefixKeys
-from server.engine.build import BLOCK_SIZE, EngineLimits, build_core
+from server.engine.build import build_core
+from server.engine.limits import BLOCK_SIZE, EngineLimits
 from server.engine.request import GenerationRequest, StepOutput
 from server.engine.sequence import Sequence
 from server.engine.tokenizer import Tokenizer

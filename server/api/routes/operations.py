@@ -48,7 +48,9 @@ class ServerInfo(BaseModel):
     vocabulary: int
     block_size: int
     kv_blocks: int
+    device_memory_bytes: int
     adapter_memory_bytes: int
+    host_adapter_memory_bytes: int
     adapters_resident: int
     max_upload_bytes: int
 
@@ -105,7 +107,9 @@ async def server_info(services: ServicesDep, caller: CallerDep) -> ServerInfo:
         vocabulary=info.vocabulary,
         block_size=info.block_size,
         kv_blocks=info.kv_blocks,
+        device_memory_bytes=info.device_memory_bytes,
         adapter_memory_bytes=info.adapter_memory_bytes,
+        host_adapter_memory_bytes=info.host_adapter_memory_bytes,
         adapters_resident=services.engine.stats().adapters_resident,
         max_upload_bytes=services.settings.max_upload_bytes,
     )

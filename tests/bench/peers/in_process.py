@@ -12,8 +12,9 @@ from adapters_store.limits import Limits
 from adapters_store.log import open_store
 from adapters_store.registry import AdapterRegistry
 from server.engine.async_engine import AsyncEngine
-from server.engine.build import EngineLimits, build_engine
+from server.engine.build import build_engine
 from server.engine.compute_threads import in_passing
+from server.engine.limits import EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.model.loader import load_base_model
 from server.model.quantize import CHOICES
