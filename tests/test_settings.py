@@ -28,7 +28,8 @@ def test_defaults() -> None:
         8000,
         "http://127.0.0.1:8000",
     )
-    assert settings.kv_cache_memory == 1 << 30
+    assert (settings.kv_cache_memory, settings.adapter_memory) == (512 << 20, 256 << 20)
+    assert (settings.device_memory, settings.host_adapter_memory) == (1536 << 20, 1 << 30)
     assert settings.max_context is None
 
 

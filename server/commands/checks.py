@@ -89,7 +89,7 @@ def memory(settings: Settings) -> Check:
     except (OSError, StopIteration):
         return Check("memory", State.OK, f"not known here; about {size(wanted)} are needed")
     if free < wanted:
-        mend = f"lower {flag('device_memory')} or {flag('host_adapter_memory')}"
+        mend = "lower " + " or ".join(map(flag, ("device_memory", "kv_cache_memory", "host_adapter_memory")))
         return Check("memory", State.WARNING, f"{size(free)} free, about {size(wanted)} needed on a CPU", mend)
     return Check("memory", State.OK, f"{size(free)} free, about {size(wanted)} needed on a CPU")
 

@@ -23,7 +23,8 @@ def working_set(session: Session) -> None:
     with session.server("all in memory", "--adapter-memory", "2GiB", preload=folder) as roomy:
         roomy.load(names)
         half = int(roomy.counters()["adapter_bytes_used"]) // 2
-        with session.server("half in memory", "--adapter-memory", str(half), preload=folder) as tight:
+        less = ("--adapter-memory", str(half), "--device-memory", "1")
+        with session.server("half in memory", *less, preload=folder) as tight:
             lanes = [Lane(roomy, draw, "w"), Lane(tight, draw, "w")]
             case = f"{2 * slots} of rank {RANK}, {at_once} at once"
             compare(session, "working-set", case, lanes, 128 if session.options.full else 48, at_once)
