@@ -38,6 +38,7 @@ class AdapterRegistry:
         self._log = store
         self._base = base
         self._limits = limits or Limits()
+        self._peft = peft.Loader(base, self._limits)
         self._index = Index()
         self._damaged: set[str] = set()  # digests of manifests and blobs; adapters may share a blob
         self.refresh()
@@ -192,7 +193,7 @@ class AdapterRegistry:
                 if (forms := paths.get(forms_file.FORMS_FILE)) is not None:
                     return AdapterWeights(digest, forms_file.load(forms, self._base, self._limits))
                 config, weights = paths[peft.CONFIG_FILE].read_bytes(), paths[peft.WEIGHTS_FILE]
-                return peft.load(config, weights, self._base, self._limits, digest)
+                return self._peft.load(config, weights, digest)
             except OSError as error:
                 raise read_error(error, "file") from error
 

@@ -51,14 +51,8 @@ def read_header(path: Path, limits: HeaderLimits, dtypes: Mapping[str, torch.dty
     Raises UnsupportedFormat for another format, AdapterInvalid with `header_limits`, `bad_tensor_entry`,
     `bad_dtype` or `corrupt_safetensors`.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(SNIFF_BYTES)
-        _check_format(start)
-        length = int.from_bytes(start[:8], "little")
-        _check_length(len(start), length, size, limits)
-        file.seek(8)
-        raw = file.read(length)
+    size, raw = path.stat().st_size, raw_header(path, limits)
+    length = len(raw)
     if (claimed := raw.count(b'"data_offsets"')) > limits.tensors:
         _limit(f"The header lists {claimed} tensors; the limit is {limits.tensors}.")
     fields = _parse(raw)
@@ -66,6 +60,18 @@ def read_header(path: Path, limits: HeaderLimits, dtypes: Mapping[str, torch.dty
     entries = {name: _entry(name, value, 8 + length, size, dtypes) for name, value in fields.items()}
     _check_cover(entries, 8 + length, size)
     return entries
+
+
+def raw_header(path: Path, limits: HeaderLimits) -> bytes:
+    """The header's own bytes, of a bounded length. Raises as `read_header`."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(SNIFF_BYTES)
+        _check_format(start)
+        length = int.from_bytes(start[:8], "little")
+        _check_length(len(start), length, size, limits)
+        file.seek(8)
+        return file.read(length)
 
 
 def _check_format(start: bytes) -> None:

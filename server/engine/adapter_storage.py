@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from adapters_store.forms import AdapterWeights, LowRank, ReplacedWeight
@@ -47,6 +48,7 @@ class PackedAdapter:
         return sum(block.numel() for block in self.blocks)
 
 
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # bytes of an element -> a type that numpy knows
 _OFFSET_FIELDS = (Field.A, Field.B, Field.D, Field.BIAS, Field.WEIGHT, Field.WEIGHT_BIAS)
 
 
@@ -71,8 +73,8 @@ def pack(weights: AdapterWeights, embeddings: frozenset[str], *, pinned: bool = 
             if isinstance(form, LowRank):
                 record[Field.RANK] = form.rank
                 record[Field.DTYPE] = FACTOR_DTYPES.index(form.a.dtype)
-                record[Field.A] = block(form.a.T if name in embeddings else form.a)
-                record[Field.B] = block(form.b.T, form.a.dtype)
+                record[Field.A] = block(_transposed(form.a) if name in embeddings else form.a)
+                record[Field.B] = block(_transposed(form.b), form.a.dtype)
                 record[Field.D] = block(form.d, torch.float32)
                 record[Field.BIAS] = block(form.bias, torch.float32)
             elif isinstance(form, ReplacedWeight):
@@ -81,6 +83,12 @@ def pack(weights: AdapterWeights, embeddings: frozenset[str], *, pinned: bool = 
                 record[Field.WEIGHT_BIAS] = block(form.bias, torch.float32)
         records[name] = record
     return PackedAdapter(weights.digest, _pinned(blocks) if pinned else tuple(blocks), records)
+
+
+def _transposed(factor: torch.Tensor) -> torch.Tensor:
+    """Through numpy, which takes 15 us for 1536 x 16 of 16 bits where torch takes 50 (one thread, 2026-11-26)."""
+    bits = factor.view(_BITS[factor.itemsize]).numpy()
+    return torch.from_numpy(np.ascontiguousarray(bits.T)).view(factor.dtype)
 
 
 def _pinned(blocks: list[torch.Tensor]) -> Blocks:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from adapters_store.errors import AdapterInvalid
-from adapters_store.formats import peft
+from adapters_store.formats import peft, peft_plan
 from adapters_store.forms import AdapterWeights, BaseSpec, LowRank, ReplacedWeight
 from adapters_store.limits import Limits
 from tests.adapters_store.support import spec_of
@@ -93,7 +94,7 @@ def trained(architecture: str, seed: int = 0, **options: Any) -> tuple[Any, Peft
 
 def imported(folder: Path, base: Any, limits: Limits = LIMITS) -> tuple[peft.Imported, AdapterWeights]:
     config, weights, spec = (folder / peft.CONFIG_FILE).read_bytes(), folder / peft.WEIGHTS_FILE, spec_of(base)
-    return peft.inspect(config, weights, spec, limits), peft.load(config, weights, spec, limits, "d" * 64)
+    return peft.inspect(config, weights, spec, limits), peft.Loader(spec, limits).load(config, weights, "d" * 64)
 
 
 def dense(form: LowRank) -> torch.Tensor:
@@ -240,3 +241,51 @@ def test_a_copy_that_cannot_be_compared_is_told(tmp_path: Path) -> None:
     blind = BaseSpec(spec.id, spec.fingerprint, spec.modules, spec.head, spec.tied)
     config, weights = (tmp_path / peft.CONFIG_FILE).read_bytes(), tmp_path / peft.WEIGHTS_FILE
     assert [notice["code"] for notice in peft.inspect(config, weights, blind, LIMITS).warnings] == ["base_copy_ignored"]
+
+
+class TestLoader:
+    """Plans are kept between loads; what is loaded is of the very file that was asked for."""
+
+    @staticmethod
+    def saved(folder: Path, seed: int, **options: Any) -> tuple[Any, bytes, Path]:
+        base, adapted = trained("llama", seed, **{"target_modules": ["q_proj"], "r": 2, **options})
+        adapted.save_pretrained(folder)
+        return base, (folder / peft.CONFIG_FILE).read_bytes(), folder / peft.WEIGHTS_FILE
+
+    @staticmethod
+    def only(weights: AdapterWeights) -> LowRank:
+        form = next(iter(weights.modules.values()))[0]
+        assert isinstance(form, LowRank)
+        return form
+
+    def test_adapters_of_one_recipe_share_a_plan_and_no_values(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base, config, first = self.saved(tmp_path / "first", 1)
+        _, _, second = self.saved(tmp_path / "second", 2)
+        make = Mock(wraps=peft_plan.make)
+        monkeypatch.setattr(peft_plan, "make", make)
+        loader = peft.Loader(spec_of(base), LIMITS)
+        forms = [self.only(loader.load(config, path, "d" * 64)) for path in (first, second, first)]
+        assert make.call_count == 1
+        assert not torch.equal(forms[0].a, forms[1].a)
+        assert torch.equal(forms[0].a, forms[2].a)
+        expected = load_file(second)
+        assert torch.equal(forms[1].a, next(tensor for name, tensor in expected.items() if "lora_A" in name))
+
+    def test_another_config_or_rank_is_another_plan(self, tmp_path: Path) -> None:
+        base, _, _ = self.saved(tmp_path / "plain", 1)
+        loader = peft.Loader(spec_of(base), LIMITS)
+        for number, options in enumerate([{"lora_alpha": 4}, {"lora_alpha": 6}, {"lora_alpha": 6, "r": 3}]):
+            _, config, path = self.saved(tmp_path / str(number), 1, **options)
+            form = self.only(loader.load(config, path, "d" * 64))
+            assert form.rank == options.get("r", 2)
+            assert form.d.tolist() == pytest.approx([options["lora_alpha"] / form.rank] * form.rank)
+
+    def test_only_so_many_plans_are_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(peft, "PLANS", 2)
+        base, config, path = self.saved(tmp_path, 1)
+        loader = peft.Loader(spec_of(base), LIMITS)
+        for spaces in range(4):
+            loader.load(config + b" " * spaces, path, "d" * 64)
+            assert len(loader._plans) <= 2
