@@ -269,7 +269,7 @@ def _block(pool: torch.Tensor, record: torch.Tensor, field: Field, shape: tuple[
     if int(record[Field.DTYPE]) == INT4:
         row_bytes, groups = int4_row(shape[1])
         data = _bytes(pool, record, field, shape[0] * (row_bytes + groups))
-        numbers, scales = data.split([shape[0] * row_bytes, shape[0] * groups])
+        numbers, scales = data[: shape[0] * row_bytes], data[shape[0] * row_bytes :]
         return int4_values(numbers.view(shape[0], row_bytes), scales.view(shape[0], groups), shape[1])
     dtype = FACTOR_DTYPES[int(record[Field.DTYPE])]
     return _bytes(pool, record, field, shape[0] * shape[1] * dtype.itemsize).view(dtype).view(shape)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from adapters_store.forms import AdapterWeights, LowRank, ReplacedWeight
-from kernels.segments import FACTOR_DTYPES, RECORD_FIELDS, Field
+from adapters_store.forms import AdapterWeights, Int4LowRank, Int4Rows, LowRank, ReplacedWeight, SharedBasis
+from kernels.segments import FACTOR_DTYPES, INT4, RECORD_FIELDS, Field
 from server.engine.adapter_pool import Placement
 from server.model.step_context import AdapterTable
 
@@ -26,7 +26,7 @@ class PackedAdapter:
         return [block.numel() for block in self.blocks]
 
 
-_OFFSET_FIELDS = (Field.A, Field.B, Field.D, Field.BIAS, Field.WEIGHT, Field.WEIGHT_BIAS)
+_OFFSET_FIELDS = (Field.A, Field.B, Field.D, Field.BIAS, Field.WEIGHT, Field.WEIGHT_BIAS, Field.CORE)
 
 
 def pack(weights: AdapterWeights, embeddings: frozenset[str], *, pinned: bool = False) -> PackedAdapter:
@@ -54,12 +54,28 @@ def pack(weights: AdapterWeights, embeddings: frozenset[str], *, pinned: bool = 
                 record[Field.B] = block(form.b.T, form.a.dtype)
                 record[Field.D] = block(form.d, torch.float32)
                 record[Field.BIAS] = block(form.bias, torch.float32)
+            elif isinstance(form, Int4LowRank):
+                record[Field.RANK], record[Field.DTYPE] = form.rank, INT4
+                record[Field.A], record[Field.B] = block(_int4_block(form.a)), block(_int4_block(form.b))
+                record[Field.D], record[Field.BIAS] = block(form.d, torch.float32), block(form.bias, torch.float32)
+            elif isinstance(form, SharedBasis):
+                record[Field.RANK], record[Field.DTYPE] = form.rank, FACTOR_DTYPES.index(form.v.dtype)
+                record[Field.A] = block(form.v.T if name in embeddings else form.v)
+                record[Field.B] = block(form.u.T)
+                is_diagonal = form.core.dim() == 1
+                record[Field.D] = block(form.core if is_diagonal else torch.ones(form.rank))
+                record[Field.CORE] = -1 if is_diagonal else block(form.core.T)
+                record[Field.BIAS] = block(form.bias, torch.float32)
             elif isinstance(form, ReplacedWeight):
                 record[Field.DTYPE] = FACTOR_DTYPES.index(form.weight.dtype)
                 record[Field.WEIGHT] = block(form.weight)
                 record[Field.WEIGHT_BIAS] = block(form.bias, torch.float32)
         records[name] = record
     return PackedAdapter(weights.digest, _pinned(blocks) if pinned else tuple(blocks), records)
+
+
+def _int4_block(rows: Int4Rows) -> torch.Tensor:
+    return torch.cat([rows.numbers.flatten(), rows.scales.flatten()])
 
 
 def _pinned(blocks: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:

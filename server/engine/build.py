@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from adapters_store.forms import AdapterWeights
-from adapters_store.safetensors_header import DTYPES
 from kernels import dispatch
-from kernels.segments import FACTOR_DTYPES, Limits
+from kernels.segments import Limits
 from server.engine.adapter_loader import AdapterLoader
 from server.engine.adapter_pool import AdapterPool
 from server.engine.adapter_storage import AdapterStorage
@@ -82,15 +81,14 @@ def build_core(
         token_budget=limits.max_batch_tokens,
         max_running=limits.max_running,
     )
-    embeddings = frozenset(name for name, spec in base.spec.modules.items() if spec.kind == "embedding")
-    kinds = adapter_limits(limits.max_rank)
+    kinds = Limits(limits.max_rank)
     on_gpu = dispatch.load(base.device) == "triton"
     graphs = _decode_graphs(base, context, limits, kinds) if on_gpu else None
     return EngineCore(
         scheduler,
         ModelRunner(base, context, adapters, BLOCK_SIZE, kinds, graphs),
         AdapterStorage(buffer, table),
-        AdapterLoader(load, embeddings, wake, pinned=on_gpu),
+        AdapterLoader(load, base.spec.embeddings, wake, pinned=on_gpu),
         BackgroundCompiler(base, context) if compiling and base.device.type == "cpu" else None,
     )
 
@@ -128,11 +126,6 @@ def build_engine(
     grammars = GrammarCompiler(base.tokenizer, base.vocabulary, base.eos_token_ids)
     engine.append(AsyncEngine(core, Tokenizer(base.tokenizer), grammars, info, base.eos_token_ids))
     return engine[0]
-
-
-def adapter_limits(max_rank: int) -> Limits:
-    """Adapters are served in the types of their files."""
-    return Limits(max_rank, sum(1 << FACTOR_DTYPES.index(dtype) for dtype in DTYPES.values()))
 
 
 def _max_context(base: BaseModel, limits: EngineLimits, blocks: int) -> int:

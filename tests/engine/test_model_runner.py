@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
+from adapters_store.compression import int4
 from adapters_store.errors import AdapterCorrupt
-from adapters_store.forms import AdapterWeights, Form, LowRank, ReplacedWeight
+from adapters_store.forms import AdapterWeights, Form, LowRank, ReplacedWeight, SharedBasis
 from kernels import dispatch
-from kernels.segments import FACTOR_DTYPES, Field, Limits, Segments
+from kernels.segments import FACTOR_DTYPES, INT4, Field, Limits, Segments
 from server.engine.adapter_loader import AdapterLoader
 from server.engine.adapter_pool import Placement
 from server.engine.adapter_storage import AdapterStorage, pack
@@ -124,7 +125,7 @@ def built() -> Iterator[Bench]:
     core._loader.close()
 
 
-def test_kernels_are_told_the_highest_rank_and_the_types_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_told_the_highest_rank_and_to_expect_every_type(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Limits | None] = []
 
     def place(segments: Segments, device: torch.device, limits: Limits | None) -> Segments:
@@ -139,7 +140,7 @@ def test_kernels_are_told_the_highest_rank_and_the_types_of_files(monkeypatch: p
     bench.add("told", prompt(4, 1), adapters=[("one", 1.0)], max_tokens=1)
     bench.run()
     core.close()
-    assert set(told) == {Limits(width=300, factors=0b0111)}
+    assert set(told) == {Limits(width=300)}  # every type of factors, and cores: the store may hold any of them
 
 
 def prompt(length: int, seed: int) -> list[int]:
@@ -281,6 +282,30 @@ class TestPack:
         assert FACTOR_DTYPES[record[Field.DTYPE]] == torch.int8
         assert packed.sizes == [6, 8, 8]
         assert packed.blocks[record[Field.B]].view(torch.int8).tolist() == b.T.flatten().tolist()
+
+    def test_four_bits_lie_as_they_are_stored(self) -> None:
+        a, b = torch.arange(96.0).view(2, 48) - 40, torch.arange(8.0).view(4, 2) - 3
+        form, _ = int4.quantized(LowRank(a, b, torch.ones(2)))
+        packed = pack(AdapterWeights("x", {"m": (form,)}), frozenset())
+        record = packed.records["m"]
+        assert (record[Field.RANK], record[Field.DTYPE], record[Field.CORE]) == (2, INT4, -1)
+        for column, rows in ((Field.A, form.a), (Field.B, form.b)):
+            expected = [*rows.numbers.flatten().tolist(), *rows.scales.flatten().tolist()]
+            assert packed.blocks[record[column]].tolist() == expected
+        assert packed.sizes == [form.a.bytes, form.b.bytes, 8]
+
+    @pytest.mark.parametrize("name", ["m", "e"])
+    def test_a_shared_basis_is_a_delta_with_a_core(self, name: str) -> None:
+        u, v = torch.arange(8.0).view(4, 2), torch.arange(6.0).view(2, 3)
+        core = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        full = pack(AdapterWeights("x", {name: (SharedBasis(u, v, core),)}), frozenset({"e"}))
+        record = full.records[name]
+        read = [full.blocks[record[c]].view(torch.float32).tolist() for c in (Field.A, Field.B, Field.D, Field.CORE)]
+        first = v.T if name == "e" else v
+        assert read == [first.flatten().tolist(), u.T.flatten().tolist(), [1.0, 1.0], core.T.flatten().tolist()]
+        diagonal = pack(AdapterWeights("x", {name: (SharedBasis(u, v, core[0]),)}), frozenset({"e"}))
+        own = diagonal.records[name]
+        assert (own[Field.CORE], diagonal.blocks[own[Field.D]].view(torch.float32).tolist()) == (-1, [1.0, 2.0])
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_factors_keep_their_type_and_scales_are_float32(self, dtype: torch.dtype) -> None:
