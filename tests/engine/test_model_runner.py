@@ -65,7 +65,7 @@ def merged(adapters: Iterable[tuple[str, float]]) -> torch.nn.Module:
                 if isinstance(form, LowRank):
                     delta = weight * (form.b * form.d) @ form.a
                     target.data += delta.T if "embed" in name else delta
-                else:
+                elif isinstance(form, ReplacedWeight):
                     target.data = form.weight
     return model
 

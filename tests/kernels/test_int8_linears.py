@@ -54,9 +54,10 @@ def test_bits_are_those_of_single_calls(
     dtype: torch.dtype, outputs: tuple[int, ...], groups: list[Group], threads: int
 ) -> None:
     weights = [weight_of(out, bias=number % 2 == 0) for number, out in enumerate(outputs)]
+    types: tuple[torch.dtype | str, ...] = (torch.bfloat16, "int4", torch.int8)
     pools = [
         pack([lowrank_adapter(r, INNER, out, factor, bias=r % 2 == 1 or r == 0, core=r > 8) for r in RANKS])
-        for out, factor in zip(outputs, (torch.bfloat16, "int4", torch.int8), strict=False)
+        for out, factor in zip(outputs, types, strict=False)
     ]
     sizes = [pool.numel() for pool, _ in pools]
     pool = torch.cat([pool for pool, _ in pools])

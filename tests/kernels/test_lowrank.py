@@ -132,7 +132,7 @@ def test_bits_of_a_row_do_not_depend_on_batch_mates(dtype: torch.dtype, factor: 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_bits_do_not_depend_on_the_number_of_threads(shared: bool, threads: None) -> None:
-    types = (torch.bfloat16, "int4", torch.int8, "int4")
+    types: tuple[torch.dtype | str, ...] = (torch.bfloat16, "int4", torch.int8, "int4")
     adapters = [lowrank_adapter(r, 576, 1536, t, core=r > 32) for r, t in zip((8, 64, 16, 33), types, strict=True)]
     pool, records = pack(adapters)
     groups = [Group(0, [0, 7, 8]), Group(1, [1, 2]), Group(2, range(3, 7)), Group(3, [9, 0] if shared else [9])]
