@@ -1,10 +1,12 @@
 """The forms an adapter takes per target module. Engine and kernels know forms, never file formats."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+
+from kernels import reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,73 @@ class LowRank:
     def rank(self) -> int:
         return self.a.shape[0]
 
+    def widened(self) -> "LowRank":
+        """Itself."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Rows:
+    """Rows of numbers in four bits, as `kernels.reference.int4_values` reads them.
+
+    numbers: uint8 [rows, 16 for each 32 columns]; scales: uint8 [rows, ceil(columns / 64)]; columns: a count.
+    """
+
+    numbers: torch.Tensor
+    scales: torch.Tensor
+    columns: int
+
+    @property
+    def bytes(self) -> int:
+        return self.numbers.numel() + self.scales.numel()
+
+    def values(self) -> torch.Tensor:
+        """float32 [rows, columns], whole numbers."""
+        return reference.int4_values(self.numbers, self.scales, self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Int4LowRank:
+    """A `LowRank` of four bits. a: [r, in]; b: B transposed, [r, out]; d, bias: as there. Not on embeddings."""
+
+    a: Int4Rows
+    b: Int4Rows
+    d: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return len(self.d)
+
+    def widened(self) -> LowRank:
+        """What it means, with float32 factors: exact."""
+        return LowRank(self.a.values(), self.b.values().T.contiguous(), self.d, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBasis:
+    """`y += w * (U (C (V x)) + bias)`: U and V are those of many adapters, C is one's own.
+
+    u: [out, r]; v: [r, in] (embedding: [r, vocabulary]), of one floating type; core: float32 [r], the diagonal of C, or
+    [r, r]; bias: float32 [out] or None.
+    """
+
+    u: torch.Tensor
+    v: torch.Tensor
+    core: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.v.shape[0]
+
+    def widened(self) -> LowRank:
+        """What it means as a delta of its own: A = V, B = U C, float32 (a diagonal C is kept as `d`)."""
+        if self.core.dim() == 1:
+            return LowRank(self.v.float(), self.u.float(), self.core, self.bias)
+        b = (self.u.double() @ self.core.double()).float()
+        return LowRank(self.v.float(), b, torch.ones(self.rank), self.bias)
+
 
 @dataclass(frozen=True, slots=True)
 class ReplacedWeight:
@@ -36,7 +105,8 @@ class ReplacedWeight:
     bias: torch.Tensor | None = None
 
 
-Form = LowRank | ReplacedWeight
+Delta = LowRank | Int4LowRank | SharedBasis  # what is added to the base product
+Form = Delta | ReplacedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +146,10 @@ class BaseSpec:
     def names(self) -> tuple[str, ...]:
         return (self.id, *self.aliases)
 
+    @property
+    def embeddings(self) -> frozenset[str]:
+        return frozenset(name for name, spec in self.modules.items() if spec.kind == "embedding")
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterWeights:
@@ -83,3 +157,16 @@ class AdapterWeights:
 
     digest: str
     modules: dict[str, tuple[Form, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class MadeForms:
+    """Forms that the server has made of a name's current version, to become its next.
+
+    told: what the manifest says besides: kind, warnings, provenance, compression; if_match: digest of that version.
+    """
+
+    name: str
+    modules: Mapping[str, tuple[Form, ...]]
+    told: Mapping[str, Any]
+    if_match: str

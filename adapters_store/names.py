@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from adapters_store.canonical import shorten
-from adapters_store.errors import AdapterInvalid, AdapterNotFound, NameExpected
+from adapters_store.errors import AdapterConflict, AdapterInvalid, AdapterNotFound, NameExpected, PreconditionFailed
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 # TGI's and Hugging Face's chat clients send `tgi` and `dummy` as the model when they mean the base.
@@ -81,3 +81,18 @@ def deleted(reference: str, name: str, version: int) -> AdapterNotFound:
         f'`{{"version": {version}}}` restores it.',
         param="model",
     )
+
+
+def check_match(current: str | None, if_match: str | None) -> None:
+    """Raises PreconditionFailed unless `if_match` (as in HTTP; None: no condition) names the current digest."""
+    if if_match is None:
+        return
+    wanted = if_match.strip().removeprefix("W/").strip('"').removeprefix("sha256:")
+    if current is None or wanted not in ("*", current):
+        found = f"holds {current}" if current is not None else "does not exist"
+        raise PreconditionFailed(f"`If-Match` names another digest: the adapter {found}.", param="If-Match")
+
+
+def busy(name: str) -> AdapterConflict:
+    """For a writer that has lost too many races."""
+    return AdapterConflict(f"`{name}` is being changed by others at this moment; try again.", param="name")

@@ -1,6 +1,6 @@
 """Adapters by name: the one door to the store for uploads, look-ups and loads."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace as with_changes
 from pathlib import Path
@@ -13,12 +13,11 @@ from adapters_store.errors import (
     AdapterCorrupt,
     AdapterInvalid,
     AdapterNotFound,
-    PreconditionFailed,
     StoreUnavailable,
     read_error,
 )
 from adapters_store.formats import forms_file, peft, peft_export
-from adapters_store.forms import AdapterWeights, BaseSpec
+from adapters_store.forms import AdapterWeights, BaseSpec, MadeForms
 from adapters_store.index import Index
 from adapters_store.info import AdapterInfo, AdapterRef, Notice
 from adapters_store.limits import Limits
@@ -32,13 +31,16 @@ _Infos = list[AdapterInfo]  # inside the class, `list` is the method
 
 
 class AdapterRegistry:
-    """Adapters of one base model. Thread-safe; blocking, except `resolve`, `info`, `list` and `versions`."""
+    """Adapters of one base model, `base`, within `limits`.
+
+    Thread-safe; blocking, except `resolve`, `info`, `list` and `versions`.
+    """
 
     def __init__(self, store: Log, base: BaseSpec, limits: Limits | None = None) -> None:
         self._log = store
-        self._base = base
-        self._limits = limits or Limits()
-        self._peft = peft.Loader(base, self._limits)
+        self.base = base
+        self.limits = limits or Limits()
+        self._peft = peft.Loader(base, self.limits)
         self._index = Index()
         self._damaged: set[str] = set()  # digests of manifests and blobs; adapters may share a blob
         self.refresh()
@@ -96,7 +98,7 @@ class AdapterRegistry:
         `replace`), PreconditionFailed (`if_match` is not the current digest), StorageFull, StoreUnavailable. All or
         nothing. Errors in reading `weights_path` are the caller's: OSError.
         """
-        names.check_name(name, *self._base.names)
+        names.check_name(name, *self.base.names)
         names.check_tenant(tenant)
         blobs = {
             peft.CONFIG_FILE: Blob(canonical.digest(config), len(config)),
@@ -108,7 +110,7 @@ class AdapterRegistry:
         }
         self._refresh_name(tenant, name)
         self._check_free(tenant, name, blobs, if_match, replace)
-        imported = peft.inspect(config, weights_path, self._base, self._limits)
+        imported = peft.inspect(config, weights_path, self.base, self.limits)
         manifest = self._manifest(
             peft.WEIGHTS_FILE, blobs, {**imported.manifest_fields(), "provenance": dict(provenance)}
         )
@@ -129,16 +131,30 @@ class AdapterRegistry:
 
         event: what made them; told: more fields of the manifest: kind, warnings, provenance, compression.
         """
-        names.check_name(name, *self._base.names)
+        names.check_name(name, *self.base.names)
         names.check_tenant(tenant)
-        data = forms_file.dump(modules)
-        blobs = {forms_file.FORMS_FILE: Blob(canonical.digest(data), len(data))}
-        counted = {"matched": len(modules), "total": len(self._base.modules)}
-        fields = {**forms_file.facts(modules), "modules": counted, **told}
-        manifest = self._manifest(forms_file.FORMS_FILE, blobs, fields)
-        files: dict[str, Source] = {blobs[forms_file.FORMS_FILE].digest: data}
+        manifest, files, blobs = self._of_forms(modules, told)
         self._refresh_name(tenant, name)
         return self._append(tenant, name, event, manifest, files, blobs, if_match, replace)
+
+    def add_collection(
+        self, adapters: Sequence[MadeForms], event: str, tenant: str = "public"
+    ) -> Sequence[tuple[AdapterInfo, bool]]:
+        """`add_forms` of several names: all files are written and all conditions looked at before the first version is.
+
+        A store that fails, or a writer that comes between, may yet leave the versions of the first names.
+        """
+        made = [self._of_forms(each.modules, each.told) for each in adapters]
+        for each in adapters:
+            self._refresh_name(tenant, each.name)
+            current = self._index.current(tenant, each.name)
+            names.check_match(current.manifest if current else None, each.if_match)
+        for manifest, files, _ in made:
+            self._log.restore(manifest, files)
+        return [
+            self._append(tenant, each.name, event, *parts, each.if_match, False)
+            for each, parts in zip(adapters, made, strict=True)
+        ]
 
     def delete(self, name: str, tenant: str = "public", if_match: str | None = None) -> None:
         """Appends a tombstone; the content stays loadable by digest.
@@ -151,11 +167,11 @@ class AdapterRegistry:
             current = self._index.current(tenant, name)
             if current is None:
                 raise self._missing(name, name, None, tenant)
-            _check_match(current, if_match)
+            names.check_match(current.manifest, if_match)
             if record := self._log.commit(tenant, name, self._next(tenant, name), DELETED):
                 self._committed(tenant, name, record)
                 return
-        raise _busy(name)
+        raise names.busy(name)
 
     def rollback(self, name: str, version: int, tenant: str = "public") -> AdapterInfo:
         """Appends a version with the content of an older one; of a deleted name, too. No change if it is current."""
@@ -171,7 +187,7 @@ class AdapterRegistry:
             manifest = self._log.manifest(wanted.manifest)
             if record := self._log.commit(tenant, name, self._next(tenant, name), "rollback", manifest):
                 return self._committed(tenant, name, record)
-        raise _busy(name)
+        raise names.busy(name)
 
     # --- content
 
@@ -182,7 +198,7 @@ class AdapterRegistry:
         """
         with self._watched(digest):
             manifest = self._log.manifest(digest)
-        if manifest["base"]["fingerprint"] != self._base.fingerprint:
+        if manifest["base"]["fingerprint"] != self.base.fingerprint:
             raise AdapterInvalid(
                 f"The adapter belongs to `{manifest['base']['id']}`, not to the served base.", code="base_mismatch"
             )
@@ -190,8 +206,8 @@ class AdapterRegistry:
         with ExitStack() as stack:
             paths = {name: stack.enter_context(self._blob(blob)) for name, blob in blobs.items()}
             try:
-                if (forms := paths.get(forms_file.FORMS_FILE)) is not None:
-                    return AdapterWeights(digest, forms_file.load(forms, self._base, self._limits))
+                if forms_file.FORMS_FILE in paths:
+                    return AdapterWeights(digest, forms_file.load(paths, self.base, self.limits))
                 config, weights = paths[peft.CONFIG_FILE].read_bytes(), paths[peft.WEIGHTS_FILE]
                 return self._peft.load(config, weights, digest)
             except OSError as error:
@@ -206,7 +222,7 @@ class AdapterRegistry:
         blob = record.blobs.get(filename)
         exported = forms_file.FORMS_FILE in record.blobs and filename in (peft.CONFIG_FILE, peft.WEIGHTS_FILE)
         if exported and record.manifest is not None:
-            made = peft_export.export(filename, self.load(record.manifest).modules, self._base)
+            made = peft_export.export(filename, self.load(record.manifest).modules, self.base)
             return len(made), iter([made])
         if blob is None:
             raise AdapterNotFound(
@@ -272,7 +288,7 @@ class AdapterRegistry:
         self._damaged.discard(digest)
 
     def _find(self, reference: str, tenant: str) -> tuple[str, Record]:
-        parsed = names.parse(reference, *self._base.names)
+        parsed = names.parse(reference, *self.base.names)
         name, version = parsed.name, parsed.version
         if parsed.digest is not None:
             name, version = self._index.by_digest(tenant, parsed.digest) or (None, None)
@@ -298,10 +314,10 @@ class AdapterRegistry:
     ) -> Record | None:
         """The current record if it holds this very content, None if a new version may be written."""
         current = self._index.current(tenant, name)
-        if current is not None and current.blobs == blobs and current.info.base.fingerprint == self._base.fingerprint:
+        if current is not None and current.blobs == blobs and current.info.base.fingerprint == self.base.fingerprint:
             return current
         if if_match is not None:
-            _check_match(current, if_match)
+            names.check_match(current.manifest if current else None, if_match)
         elif current is not None and not replace:
             raise AdapterConflict(
                 f"`{name}` holds other content (version {current.version}, digest {current.manifest}). Send "
@@ -310,11 +326,22 @@ class AdapterRegistry:
             )
         return None
 
+    def _of_forms(
+        self, modules: forms_file.Modules, told: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Source], dict[str, Blob]]:
+        """Manifest, contents by digest, and blobs by name."""
+        files = forms_file.dump(modules)
+        blobs = {name: Blob(canonical.digest(data), len(data)) for name, data in files.items()}
+        counted = {"matched": len(modules), "total": len(self.base.modules)}
+        fields = {**forms_file.facts(modules), "modules": counted, **told}
+        contents: dict[str, Source] = {blobs[name].digest: data for name, data in files.items()}
+        return self._manifest(forms_file.FORMS_FILE, blobs, fields), contents, blobs
+
     def _manifest(self, weights: str, blobs: Mapping[str, Blob], fields: Mapping[str, Any]) -> dict[str, Any]:
         """weights: name of the file whose size is the adapter's."""
         return {
             "schema": 1,
-            "base": {"id": self._base.id, "fingerprint": self._base.fingerprint},
+            "base": {"id": self.base.id, "fingerprint": self.base.fingerprint},
             "bytes": blobs[weights].size,
             "blobs": {name: {"digest": blob.digest, "size": blob.size} for name, blob in blobs.items()},
             "compression": None,
@@ -340,7 +367,7 @@ class AdapterRegistry:
                 self._damaged.difference_update(files)
                 return self._committed(tenant, name, record), True
             self._refresh_name(tenant, name)
-        raise _busy(name)
+        raise names.busy(name)
 
     def _committed(self, tenant: str, name: str, record: Record) -> AdapterInfo:
         self._index.put(tenant, name, record)
@@ -370,16 +397,3 @@ class AdapterRegistry:
                         yield block
             except OSError as error:
                 raise read_error(error, "file") from error
-
-
-def _check_match(current: Record | None, if_match: str | None) -> None:
-    if if_match is None:
-        return
-    wanted = if_match.strip().removeprefix("W/").strip('"').removeprefix("sha256:")
-    if current is None or (wanted != "*" and wanted != current.manifest):
-        found = f"holds {current.manifest}" if current is not None else "does not exist"
-        raise PreconditionFailed(f"`If-Match` names another digest: the adapter {found}.", param="If-Match")
-
-
-def _busy(name: str) -> AdapterConflict:
-    return AdapterConflict(f"`{name}` is being changed by others at this moment; try again.", param="name")

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.segments import FACTOR_DTYPES, GATE_FIELDS, RECORD_FIELDS, Field, Segments
+from kernels.segments import FACTOR_TYPES, GATE_FIELDS, RECORD_FIELDS, Field, Segments
 
 
 def product(
@@ -150,7 +150,7 @@ def _step(y: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: 
     rank = records[segments.slot.long(), Field.RANK]
     if rank.numel() and int(rank.min()) < 0:
         raise ValueError(f"rank {int(rank.min())} is negative")
-    _inside("factor type", records[segments.slot.long(), Field.DTYPE], len(FACTOR_DTYPES))
+    _inside("factor type", records[segments.slot.long(), Field.DTYPE], FACTOR_TYPES)
 
 
 def _floating(name: str, tensor: torch.Tensor) -> None:

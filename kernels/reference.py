@@ -5,19 +5,21 @@ Sums run in float32 (float64 for float64 input) and are rounded once to the type
 
 import torch
 
-from kernels.segments import FACTOR_DTYPES, Field, GateField, Segments
+from kernels.segments import FACTOR_DTYPES, INT4, INT4_GROUP, INT4_RUN, Field, GateField, Segments
 
+INT4_OFFSET = 8  # added to a number of four bits, which makes it unsigned
 SMALLEST_ROW = 1e-30  # of `int8_rows`; far below any activation, far above where 127 / x overflows
 
 
 def lowrank(
     y: torch.Tensor, x: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments
 ) -> torch.Tensor:
-    """Add each row's low-rank deltas in place: `y[t] += w * (B (d * (A x[t])) + bias)`.
+    """Add each row's low-rank deltas in place: `y[t] += w * (B (C (d * (A x[t]))) + bias)`; without a core C is 1.
 
     y: [T, out]; x: [T, in]; pool: uint8 [bytes]; records: int64 [slots, RECORD_FIELDS], one module's column.
     Rank 0 (or an adapter without this module) adds only its bias; rows outside `segments` stay as they are.
-    Source: LoRA (arXiv 2106.09685) eq. 3, with the scale alpha / r folded into `d`.
+    Source: LoRA (arXiv 2106.09685) eq. 3, with the scale alpha / r folded into `d`; with C Compress then Serve (arXiv
+    2407.00066), where A and B are the basis V^T and U of many adapters.
     """
     wide = _wide(y)
     total = y.to(wide, copy=True)
@@ -38,7 +40,7 @@ def gated_lowrank(
     gates: torch.Tensor,
     segments: Segments,
 ) -> torch.Tensor:
-    """Add gated low-rank deltas in place: `y[t] += w * (B (d * g * (A x[t])) + bias)`, g = `lora_gate` of the row.
+    """Add gated low-rank deltas in place: `y[t] += w * (B (C (d * g * (A x[t]))) + bias)`, g = `lora_gate` of the row.
 
     As `lowrank`; gates: int64 [slots, GATE_FIELDS]. A slot without a gate (ROWS 0) has g = 1.
     """
@@ -78,9 +80,9 @@ def lora_gate(x: torch.Tensor, pool: torch.Tensor, gate: torch.Tensor) -> torch.
 def lowrank_embedding(
     y: torch.Tensor, ids: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments
 ) -> torch.Tensor:
-    """Add low-rank deltas of an embedding in place: `y[t] += w * (B (d * A[:, ids[t]]) + bias)`.
+    """Add low-rank deltas of an embedding in place: `y[t] += w * (B (C (d * A[:, ids[t]])) + bias)`.
 
-    y: [T, dim]; ids: int64 [T]; the A block is stored transposed, [vocabulary, r].
+    y: [T, dim]; ids: int64 [T]; the A block is stored transposed, [vocabulary, r], never in four bits.
     """
     wide = _wide(y)
     total = y.to(wide, copy=True)
@@ -88,7 +90,7 @@ def lowrank_embedding(
         record = records[slot]
         h = None
         if rank := int(record[Field.RANK]):
-            dtype = FACTOR_DTYPES[int(record[Field.DTYPE])]
+            dtype = _dtype(record, "an embedding's A")
             row_bytes = rank * dtype.itemsize
             first_byte = int(record[Field.A]) + ids[rows][:, None] * row_bytes
             h = pool[first_byte + torch.arange(row_bytes, device=ids.device)].view(dtype).to(wide)
@@ -111,7 +113,7 @@ def replace_weight(
         record = records[slot]
         if int(record[Field.WEIGHT]) < 0:
             continue
-        if FACTOR_DTYPES[int(record[Field.DTYPE])] is torch.int8:
+        if _dtype(record, "a replacement weight") is torch.int8:
             raise ValueError("a replacement weight of int8 would have no scales")
         product = x[rows].to(wide) @ _block(pool, record, Field.WEIGHT, (y.shape[1], x.shape[1])).to(wide).T
         if int(record[Field.WEIGHT_BIAS]) >= 0:
@@ -157,6 +159,33 @@ def int8_linear(
     sums = values.int() @ weight.int().T
     y = sums.float() * scale * row_scale[:, None]
     return (y if bias is None else y + bias).to(x.dtype)
+
+
+def int4_row(columns: int) -> tuple[int, int]:
+    """Bytes of a row's numbers and of its scales."""
+    return -(-columns // INT4_RUN) * INT4_RUN // 2, -(-columns // INT4_GROUP)
+
+
+def int4_numbers(steps: torch.Tensor) -> torch.Tensor:
+    """Whole numbers from -7 to 7, [rows, columns], in four bits each: uint8 [rows, bytes], rows filled up with zeros.
+
+    Of 32 neighbours the first 16 are the low halves of 16 bytes and the others the high halves, so that a vector of
+    bytes becomes two vectors of neighbours without moving any.
+    """
+    filled = torch.nn.functional.pad(steps, (0, -steps.shape[1] % INT4_RUN)) + INT4_OFFSET
+    low, high = filled.to(torch.uint8).view(len(steps), -1, 2, INT4_RUN // 2).unbind(2)
+    return (low | (high << 4)).flatten(1)
+
+
+def int4_values(numbers: torch.Tensor, scales: torch.Tensor, columns: int) -> torch.Tensor:
+    """A factor of four bits in float32 [rows, columns], exactly: number times the scale of its group.
+
+    numbers: uint8 [rows, bytes] of `int4_numbers`; scales: uint8 [rows, groups of 64], whole, for what makes them
+    small enough stands in `d`. A block in the pool is all numbers, then all scales.
+    """
+    halves = torch.stack([numbers & 15, numbers >> 4], dim=1).view(len(numbers), 2, -1, INT4_RUN // 2)
+    steps = halves.transpose(1, 2).flatten(1)[:, :columns].float() - INT4_OFFSET
+    return steps * scales.float().repeat_interleave(INT4_GROUP, dim=1)[:, :columns]
 
 
 def write_kv(
@@ -230,7 +259,18 @@ def _wide(like: torch.Tensor) -> torch.dtype:
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
+def _dtype(record: torch.Tensor, what: str) -> torch.dtype:
+    if int(record[Field.DTYPE]) == INT4:
+        raise ValueError(f"{what} of 4-bit numbers is not possible")
+    return FACTOR_DTYPES[int(record[Field.DTYPE])]
+
+
 def _block(pool: torch.Tensor, record: torch.Tensor, field: Field, shape: tuple[int, int]) -> torch.Tensor:
+    if int(record[Field.DTYPE]) == INT4:
+        row_bytes, groups = int4_row(shape[1])
+        data = _bytes(pool, record, field, shape[0] * (row_bytes + groups))
+        numbers, scales = data[: shape[0] * row_bytes], data[shape[0] * row_bytes :]
+        return int4_values(numbers.view(shape[0], row_bytes), scales.view(shape[0], groups), shape[1])
     dtype = FACTOR_DTYPES[int(record[Field.DTYPE])]
     return _bytes(pool, record, field, shape[0] * shape[1] * dtype.itemsize).view(dtype).view(shape)
 
@@ -257,11 +297,13 @@ def _add(
     pool: torch.Tensor,
     record: torch.Tensor,
 ) -> None:
-    """`total[rows] += weight * (B (d * h) + bias)`; a row may stand in `rows` more than once."""
+    """`total[rows] += weight * (B (C (d * h)) + bias)`; a row may stand in `rows` more than once."""
     rank, out = int(record[Field.RANK]), total.shape[1]
     delta = torch.zeros(len(rows), out, dtype=total.dtype, device=total.device)
     if h is not None:
         scaled = h * _floats(pool, record, Field.D, rank)
+        if int(record[Field.CORE]) >= 0:
+            scaled = scaled @ _floats(pool, record, Field.CORE, rank * rank).view(rank, rank).to(h.dtype)
         delta += scaled @ _block(pool, record, Field.B, (rank, out)).to(h.dtype)
     if int(record[Field.BIAS]) >= 0:
         delta += _floats(pool, record, Field.BIAS, out)

@@ -14,13 +14,20 @@ class Field(IntEnum):
     D = 2  # per-rank scale [r], always float32
     BIAS = 3  # added after the product [out], always float32
     RANK = 4  # r; 0: no low-rank part here
-    DTYPE = 5  # `FACTOR_DTYPES` index of A, B and WEIGHT
+    DTYPE = 5  # type of A, B and WEIGHT: an index of `FACTOR_DTYPES`, or INT4
     WEIGHT = 6  # full replacement weight [out, in] (a saved head)
     WEIGHT_BIAS = 7  # bias of the replacement [out], always float32; -1: none
+    CORE = 8  # C transposed [r, r], which stands between A and B of a shared basis, always float32; -1: none
 
 
 RECORD_FIELDS = len(Field)
 FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)  # int8: a scale per rank row, folded into D
+# Numbers of four bits, for which torch has no type: `reference.int4_values` says how a block lies. Neither an
+# embedding's A, whose rows of r numbers are too short for groups, nor a weight.
+INT4 = len(FACTOR_DTYPES)
+FACTOR_TYPES = INT4 + 1
+INT4_GROUP = 64  # neighbouring numbers of a row that share a scale
+INT4_RUN = 32  # neighbouring numbers that lie interleaved, in 16 bytes
 ALIGNMENT = 64  # bytes; every block starts on a cache line
 
 
@@ -30,7 +37,7 @@ class GateField(IntEnum):
     ROUTER = 0  # [router rows, in]
     BIAS = 1  # per-rank bias of the scores [r], always float32; -1: none
     ROWS = 2  # router rows, a divisor of r; 0: no gate here
-    DTYPE = 3  # `FACTOR_DTYPES` index of ROUTER; not int8, whose scales only `d` could hold
+    DTYPE = 3  # `FACTOR_DTYPES` index of ROUTER; not int8 or INT4, whose scales only `d` could hold
     RANK = 4  # r
     ACTIVE = 5  # k, how many ranks a token uses
 
@@ -42,12 +49,14 @@ GATE_FIELDS = len(GateField)
 class Limits:
     """What the adapters of a server may be: facts of the server, not of a batch, so that a row's bits stay its own.
 
-    width: highest rank (on a GPU a higher one makes its rows NaN); factors: a bit per entry of FACTOR_DTYPES that
-    occurs, which spares kernels the code for the others (an adapter of another type would add nothing).
+    width: highest rank (on a GPU a higher one makes its rows NaN); factors: a bit per factor type that occurs, which
+    spares kernels the code for the others (an adapter of another type would add nothing); cores: whether records may
+    have a CORE, which costs a GPU a launch for each module (without it a core would not be applied).
     """
 
     width: int = 256
-    factors: int = (1 << len(FACTOR_DTYPES)) - 1
+    factors: int = (1 << FACTOR_TYPES) - 1
+    cores: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     registry = AdapterRegistry(store, base.spec, _upload_limits(settings, base.dtype))
     if settings.preload is not None:
         preload(registry, settings.preload)
-    trials = Trials(lambda digest: in_memory(registry.load(digest), settings.adapter_dtype))
+    trials = Trials(lambda digest: in_memory(registry.load(digest), settings.adapter_dtype, base.spec.embeddings))
     engine = build_engine(base, _limits(settings), trials.load, settings.quantize, compiling=settings.compile)
     api_settings = ApiSettings(
         staging=store.staging,

@@ -97,6 +97,12 @@ class Client:
         with self._stream("POST", f"{_path(reference)}/compress", json=order) as response:
             return _object(response.read())
 
+    def compress_jointly(self, order: Json) -> list[Json]:
+        """Has the server compress a collection together; returns each adapter's facts."""
+        with self._stream("POST", "/compress", json=order) as response:
+            found: list[Json] = _object(response.read())["adapters"]
+            return found
+
     def download(self, reference: str, file: str, target: BinaryIO, progress: Progress) -> None:
         """Writes one file of the adapter's PEFT folder to `target`."""
         with self._stream("GET", f"{_path(reference)}/files/{file}") as response:

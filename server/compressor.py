@@ -1,4 +1,4 @@
-"""`compress`: a smaller version of an adapter, measured against the original and refused where it is too lossy."""
+"""`compress`: smaller versions of adapters, measured against the originals and refused where they are too lossy."""
 
 import asyncio
 import hashlib
@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from adapters_store.compression.jointly import JointRecipe, Member, compress_jointly
 from adapters_store.compression.recipe import Bounds, Compressed, Recipe, already_compressed, compress
 from adapters_store.errors import AdapterConflict, AdapterInvalid
-from adapters_store.forms import AdapterWeights
+from adapters_store.forms import AdapterWeights, MadeForms
 from adapters_store.info import AdapterInfo, AdapterRef
 from adapters_store.registry import AdapterRegistry
 from server.divergence import PROMPTS, Divergence, Engine, measure
+from server.errors import InvalidRequest
 from server.trials import Trials
+
+Told = tuple[AdapterInfo, bool, dict[str, float]]
 
 
 class Compressor:
@@ -33,7 +37,7 @@ class Compressor:
         target: str | None = None,
         replace: bool = False,
         probe: Sequence[str] | None = None,
-    ) -> tuple[AdapterInfo, bool, dict[str, float]]:
+    ) -> Told:
         """The new version, whether it is new, and the relative Frobenius error of each module.
 
         target: its name, by default the source's own, whose current version the source must be; replace: the target
@@ -43,56 +47,118 @@ class Compressor:
         """
         name, tenant = target or source.name, source.tenant
         own = name == source.name and not replace
-        if own and self._registry.resolve(name, tenant).digest != source.digest:
-            raise AdapterConflict(
-                f"`{name}` has another current version than {source.version}. Give a `target`, or `replace`.",
-                param="target",
-            )
-        if self._registry.info(f"sha256:{source.digest}", tenant).provenance.get("type") == "compress":
-            raise already_compressed()
+        if own:
+            self._check_current(source, "Give a `target`, or `replace`.", "target")
+        self._check_original(source)
         weights = await asyncio.to_thread(self._registry.load, source.digest)
-        made = await asyncio.to_thread(compress, weights, recipe)
-        _check("max_error", "relative error", made.relative_error, bounds.max_error)
+        made = await asyncio.to_thread(compress, weights, recipe, self._registry.base.embeddings)
         prompts = tuple(probe or PROMPTS)
-        with self._trials.on_trial(weights) as original, self._trials.on_trial(_weights(made)) as changed:
-            divergence = await measure(self._engine, prompts, original, changed, tenant)
-        _check("max_divergence", "mean KL divergence", divergence.mean_kl, bounds.max_divergence)
+        divergence = await self._measured(weights, made, bounds, prompts, tenant)
+        told = self._told(source, made, divergence, prompts)
+        told["provenance"] |= {"method": recipe.method, "parameters": recipe.parameters}
+        told["compression"]["dtype"] = recipe.dtype
         info, created = await asyncio.to_thread(
             self._registry.add_forms,
             name,
             made.modules,
             "compress",
-            self._told(source, recipe, made, divergence, prompts),
+            told,
             tenant=tenant,
             if_match=source.digest if own else None,
             replace=replace,
         )
-        return info, created, {module: _digits(error) for module, error in made.errors.items()}
+        return info, created, told["module_errors"]
+
+    async def compress_jointly(
+        self,
+        sources: Sequence[AdapterRef],
+        recipe: JointRecipe,
+        bounds: Bounds,
+        *,
+        probe: Sequence[str] | None = None,
+    ) -> list[Told]:
+        """As `compress`, for a collection of one tenant, in the order of `sources`: current versions of their names.
+
+        Each gets a next version, if all keep the bounds; a name that has changed meanwhile is refused (If-Match).
+        Raises besides InvalidRequest `duplicate_adapter`, AdapterInvalid `rank_limit`, `too_few_adapters` or
+        `modules_differ`.
+        """
+        _check_collection(sources, recipe, self._registry.limits.max_rank)
+        for source in sources:
+            self._check_current(source, "Name it without a version.", "adapters")
+            self._check_original(source)
+        weights = [await asyncio.to_thread(self._registry.load, source.digest) for source in sources]
+        members = await asyncio.to_thread(compress_jointly, weights, recipe)
+        prompts, made = tuple(probe or PROMPTS), []
+        for source, own, member in zip(sources, weights, members, strict=True):
+            try:
+                divergence = await self._measured(own, member.made, bounds, prompts, source.tenant)
+            except AdapterInvalid as error:
+                raise AdapterInvalid(f"`{source.name}`: {error.message}", code=error.code, param=error.param) from None
+            told = self._told(source, member.made, divergence, prompts) | _collection(sources)
+            told["provenance"] |= _joint_provenance(sources, recipe, member)
+            told["compression"]["dtype"] = recipe.method
+            made.append(MadeForms(source.name, member.made.modules, told, source.digest))
+        stored = await asyncio.to_thread(self._registry.add_collection, made, "compress", sources[0].tenant)
+        return [(*each, forms.told["module_errors"]) for each, forms in zip(stored, made, strict=True)]
+
+    def _check_current(self, source: AdapterRef, hint: str, param: str) -> None:
+        if self._registry.resolve(source.name, source.tenant).digest != source.digest:
+            text = f"`{source.name}` has another current version than {source.version}. {hint}"
+            raise AdapterConflict(text, param=param)
+
+    def _check_original(self, source: AdapterRef) -> None:
+        if self._registry.info(f"sha256:{source.digest}", source.tenant).provenance.get("type") == "compress":
+            raise already_compressed()
+
+    async def _measured(
+        self, weights: AdapterWeights, made: Compressed, bounds: Bounds, prompts: Sequence[str], tenant: str
+    ) -> Divergence:
+        """How far the answers are apart. Raises AdapterInvalid `too_lossy`."""
+        _check("max_error", "relative error", made.relative_error, bounds.max_error)
+        with self._trials.on_trial(weights) as original, self._trials.on_trial(_weights(made)) as changed:
+            divergence = await measure(self._engine, prompts, original, changed, tenant)
+        _check("max_divergence", "mean KL divergence", divergence.mean_kl, bounds.max_divergence)
+        return divergence
 
     def _told(
-        self, source: AdapterRef, recipe: Recipe, made: Compressed, divergence: Divergence, prompts: Sequence[str]
+        self, source: AdapterRef, made: Compressed, divergence: Divergence, prompts: Sequence[str]
     ) -> dict[str, Any]:
         """Fields of the manifest. Numbers in six digits, so that the last bits of a sum do not make another adapter."""
         origin = self._registry.info(f"sha256:{source.digest}", source.tenant)
         worst = max(made.errors, key=lambda module: made.errors[module])
-        text = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
         return {
             "kind": origin.kind,
             "warnings": [asdict(notice) for notice in origin.warnings],
-            "provenance": {
-                "type": "compress",
-                "source": source.digest,
-                "method": recipe.method,
-                "parameters": recipe.parameters,
-            },
+            "provenance": {"type": "compress", "source": source.digest},
             "compression": {
-                "dtype": recipe.dtype,
                 "relative_error": _digits(made.relative_error),
                 "worst_module": {"name": worst, "relative_error": _digits(made.errors[worst])},
-                "divergence": {key: _digits(value) for key, value in asdict(divergence).items()} | {"probe": text},
+                "divergence": {key: _digits(value) for key, value in asdict(divergence).items()}
+                | {"probe": _hash(prompts)},
             },
             "module_errors": {module: _digits(error) for module, error in made.errors.items()},
         }
+
+
+def _check_collection(sources: Sequence[AdapterRef], recipe: JointRecipe, max_rank: int) -> None:
+    names = [source.name for source in sources]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidRequest(f"`{twice}` is named twice.", code="duplicate_adapter", param="adapters")
+    if recipe.rank > max_rank:
+        text = f"The rank {recipe.rank} is above the server's limit of {max_rank} (`--max-rank`)."
+        raise AdapterInvalid(text, code="rank_limit", param="rank")
+
+
+def _collection(sources: Sequence[AdapterRef]) -> dict[str, Any]:
+    """What the bases were made of. It stands in the manifest alone: the log's records name it by its hash."""
+    return {"sources": sorted(source.digest for source in sources)}
+
+
+def _joint_provenance(sources: Sequence[AdapterRef], recipe: JointRecipe, member: Member) -> dict[str, Any]:
+    joint = {"cluster": member.cluster, "adapters": len(sources), "sources": _hash(_collection(sources)["sources"])}
+    return {"method": recipe.method, "parameters": recipe.parameters | joint}
 
 
 def _weights(made: Compressed) -> AdapterWeights:
@@ -107,6 +173,10 @@ def _check(field: str, what: str, found: float, bound: float | None) -> None:
             code="too_lossy",
             param=field,
         )
+
+
+def _hash(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _digits(value: float) -> float:

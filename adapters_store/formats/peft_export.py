@@ -1,6 +1,7 @@
 """Forms as a PEFT folder: what anybody's PEFT loads, for adapters whose own file is none.
 
-`d` goes into B, so that PEFT's scale alpha / r is 1; factors become float32, in which 8-bit ones are exact to 24 bits.
+`d` goes into B, so that PEFT's scale alpha / r is 1; factors become float32, in which those of fewer bits, and the
+product of a shared basis and a core, are exact to 24 bits.
 """
 
 import json
@@ -12,7 +13,7 @@ from safetensors.torch import save
 
 from adapters_store.formats.forms_file import Modules
 from adapters_store.formats.peft import CONFIG_FILE, WEIGHTS_FILE
-from adapters_store.forms import BaseSpec, LowRank, ModuleSpec, ReplacedWeight
+from adapters_store.forms import BaseSpec, Delta, ModuleSpec, ReplacedWeight
 
 _PREFIX = "base_model.model."
 
@@ -52,14 +53,15 @@ def _weights(modules: Modules, base: BaseSpec) -> bytes:
     biased = any(form.bias is not None for form in _low_rank(modules).values())
     for name, forms in modules.items():
         for form in forms:
-            parts = _factors(form, base.modules[name], biased) if isinstance(form, LowRank) else _whole(form)
+            parts = _whole(form) if isinstance(form, ReplacedWeight) else _factors(form, base.modules[name], biased)
             tensors |= {f"{_PREFIX}{name}.{part}": tensor.contiguous() for part, tensor in parts.items()}
     data: bytes = save(tensors, metadata={"format": "pt"})
     return data
 
 
-def _factors(form: LowRank, spec: ModuleSpec, biased: bool) -> dict[str, torch.Tensor]:
+def _factors(delta: Delta, spec: ModuleSpec, biased: bool) -> dict[str, torch.Tensor]:
     """PEFT multiplies an embedding's delta by the embedding's scale, which `d` holds already."""
+    form = delta.widened()
     a, b = form.a.float(), (form.b.double() * (form.d.double() / spec.scale)).float()
     if spec.kind == "embedding":
         return {"lora_embedding_A": a, "lora_embedding_B": b}
@@ -73,5 +75,5 @@ def _whole(form: ReplacedWeight) -> dict[str, torch.Tensor]:
     return {"weight": form.weight} | ({} if form.bias is None else {"bias": form.bias})
 
 
-def _low_rank(modules: Modules) -> dict[str, LowRank]:
-    return {name: form for name, forms in modules.items() for form in forms if isinstance(form, LowRank)}
+def _low_rank(modules: Modules) -> dict[str, Delta]:
+    return {name: form for name, forms in modules.items() for form in forms if isinstance(form, Delta)}

@@ -1,7 +1,8 @@
-// y[t] += w * (B (d * A[:, ids[t]]) + bias), in place. Meaning: kernels/reference.py.
+// y[t] += w * (B (C (d * A[:, ids[t]])) + bias), in place. Meaning: kernels/reference.py.
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
+#include "core.h"
 #include "expand.h"
 
 namespace polyrank {
@@ -12,11 +13,13 @@ void gather(const Segments& segments, const int64_t* ids) {
   for (const auto& segment : segments.list) {
     with_factor(segment.type, [&](auto* factor_type) {
       using F = std::remove_pointer_t<decltype(factor_type)>;
-      const F* a = static_cast<const F*>(segment.left);
-      for (int64_t i = 0; i < segment.rows(); ++i) {
-        const F* row = a + ids[segments.entries[segment.first + i].row] * segment.rank;
-        float* hidden = segment.hidden + i * segment.rank;
-        for (int64_t q = 0; q < segment.rank; ++q) hidden[q] = static_cast<float>(row[q]) * segment.d[q];
+      if constexpr (!std::is_same_v<F, Int4>) {  // which `resolve` refuses
+        const F* a = static_cast<const F*>(segment.left);
+        for (int64_t i = 0; i < segment.rows(); ++i) {
+          const F* row = a + ids[segments.entries[segment.first + i].row] * segment.rank;
+          float* hidden = segment.hidden + i * segment.rank;
+          for (int64_t q = 0; q < segment.rank; ++q) hidden[q] = static_cast<float>(row[q]) * segment.d[q];
+        }
       }
     });
   }
@@ -40,6 +43,7 @@ void lowrank_embedding_(
       Use::EMBEDDING, y.size(0), rows_of_a, y.size(1), pool, records, slot, start, token, weight);
   if (segments.list.empty()) return;
   gather(segments, id);
+  apply_cores(segments);
   write_back(y, [&](at::Tensor& rows) { expand(segments, rows); });
 }
 

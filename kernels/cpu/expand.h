@@ -1,7 +1,7 @@
 // y += w * (h B + bias): every output column is one sum over the ranks, in their order.
 #pragma once
 
-#include "factors.h"
+#include "matrix.h"
 #include "segments.h"
 #include "split.h"
 #include "unrolled.h"
@@ -43,21 +43,21 @@ struct Output {
 // the tile at `ahead` comes into the cache.
 template <class F, class Y, int ROWS, int PAIRS, bool CUT>
 inline void expand_tile(
-    const Segment& segment, const Output<Y>& output, int64_t i, int64_t j, int64_t n, const F* ahead) {
+    const Segment& segment, const Output<Y>& output, int64_t i, int64_t j, int64_t n, const char* ahead) {
   static_assert(PAIRS == 1 || !CUT);
   const int64_t rank = segment.rank, columns = output.columns;
-  const F* b = static_cast<const F*>(segment.right) + j;
+  Matrix<F> b(segment.right, rank, columns);
   const float* hidden = segment.hidden + i * rank;
   Pair sums[ROWS][PAIRS];
   unrolled<ROWS>([&](auto r) { unrolled<PAIRS>([&](auto p) { sums[r][p] = {Vec(0.0f), Vec(0.0f)}; }); });
-  for (int64_t q = 0; q < rank; ++q, b += columns, ahead += columns) {
+  for (int64_t q = 0; q < rank; ++q, b = b.from(1), ahead += b.offset(1, 0)) {
     unrolled<PAIRS>([&](auto p) {
-      __builtin_prefetch(ahead + p * STEP, 0, TO_L2);
+      __builtin_prefetch(ahead + b.offset(0, p * STEP), 0, TO_L2);
       Pair factor;
       if constexpr (CUT) {
-        factor = load_pair(b, n);
+        factor = b.load(0, j, n);
       } else {
-        factor = load_pair(b + p * STEP);
+        factor = b.load(0, j + p * STEP);
       }
       unrolled<ROWS>([&](auto r) { sums[r][p] = fmadd(Vec(hidden[r * rank + q]), factor, sums[r][p]); });
     });
@@ -73,9 +73,8 @@ template <class F, class Y, int ROWS, int PAIRS>
 inline int64_t expand_tiles(
     const Segment& segment, const Output<Y>& output, int64_t i, int64_t j, int64_t end, const void* next) {
   constexpr int64_t WIDTH = PAIRS * STEP;
-  const auto ahead = [&] {
-    return j + WIDTH < end ? static_cast<const F*>(segment.right) + j + WIDTH : static_cast<const F*>(next);
-  };
+  const Matrix<F> b(segment.right, segment.rank, output.columns);
+  const auto ahead = [&] { return j + WIDTH < end ? b.address(0, j + WIDTH) : static_cast<const char*>(next); };
   for (; j + WIDTH <= end; j += WIDTH) expand_tile<F, Y, ROWS, PAIRS, false>(segment, output, i, j, STEP, ahead());
   if constexpr (PAIRS == 1) {
     if (j < end) expand_tile<F, Y, ROWS, 1, true>(segment, output, i, j, end - j, ahead());
@@ -126,7 +125,7 @@ struct Expansion {
     const int64_t units = (output.columns + EXPAND_UNIT - 1) / EXPAND_UNIT;
     int64_t together = 0;
     for (const auto& segment : segments.list) {
-      const int64_t cost = FACTOR_BYTES[segment.type] * EXPAND_UNIT * segment.tiles() * (segment.rank + 1);
+      const int64_t cost = factor_bytes(segment.type, 1, EXPAND_UNIT) * segment.tiles() * (segment.rank + 1);
       together += cost;
       if (!segments.partial) shares.push_back({units, cost});
     }

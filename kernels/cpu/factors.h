@@ -160,17 +160,4 @@ inline void with_float(at::ScalarType type, const char* name, const Work& work) 
   }
 }
 
-constexpr int64_t FACTOR_BYTES[] = {4, 2, 2, 1};  // kernels.segments.FACTOR_DTYPES
-
-template <class Work>
-inline void with_factor(int64_t type, const Work& work) {
-  switch (type) {
-    case 0: return work(static_cast<float*>(nullptr));
-    case 1: return work(static_cast<at::BFloat16*>(nullptr));
-    case 2: return work(static_cast<at::Half*>(nullptr));
-    case 3: return work(static_cast<int8_t*>(nullptr));
-    default: TORCH_CHECK_VALUE(false, "factor type ", type, " is unknown");
-  }
-}
-
 }  // namespace polyrank

@@ -13,6 +13,7 @@
 
 #include <deque>
 
+#include "core.h"
 #include "expand.h"
 #include "int8_product.h"
 #include "shrink.h"
@@ -132,6 +133,7 @@ at::Tensor int8_linears(
   with_float(x.scalar_type(), "x", [&](auto* type) {
     using X = std::remove_pointer_t<decltype(type)>;
     multiply_all<X>(rows, modules, adapters, ys);
+    for (const auto& segments : adapters) apply_cores(segments);
     expand_all<X>(adapters, ys);
   });
   return y;

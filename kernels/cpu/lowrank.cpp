@@ -1,7 +1,8 @@
-// y[t] += w * (B (d * (A x[t])) + bias), in place. Meaning: kernels/reference.py.
+// y[t] += w * (B (C (d * (A x[t]))) + bias), in place. Meaning: kernels/reference.py.
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
+#include "core.h"
 #include "expand.h"
 #include "shrink.h"
 
@@ -18,6 +19,7 @@ void lowrank_(
       Use::LOWRANK, y.size(0), x.size(1), y.size(1), pool, records, slot, start, token, weight);
   if (segments.list.empty()) return;
   shrink(segments, inner_contiguous(x));
+  apply_cores(segments);
   write_back(y, [&](at::Tensor& rows) { expand(segments, rows); });
 }
 

@@ -1,11 +1,9 @@
 #include "segments.h"
 
-#include "factors.h"
-
 namespace polyrank {
 namespace {
 
-enum Field { A, B, D, BIAS, RANK, DTYPE, WEIGHT, WEIGHT_BIAS, RECORD_FIELDS };  // kernels.segments.Field
+enum Field { A, B, D, BIAS, RANK, DTYPE, WEIGHT, WEIGHT_BIAS, CORE, RECORD_FIELDS };  // kernels.segments.Field
 
 void check_vector(const at::Tensor& tensor, const char* name, at::ScalarType type, int64_t size) {
   TORCH_CHECK_VALUE(
@@ -36,23 +34,28 @@ class Pool {
 Segment read_record(Use use, const int64_t* record, int64_t in, int64_t out, const Pool& pool) {
   Segment segment{};
   segment.type = record[DTYPE];
-  TORCH_CHECK_VALUE(
-      segment.type >= 0 && segment.type < int64_t(std::size(FACTOR_BYTES)), "factor type ", segment.type, " is unknown");
-  const int64_t size = FACTOR_BYTES[segment.type];
+  TORCH_CHECK_VALUE(segment.type >= 0 && segment.type <= INT4, "factor type ", segment.type, " is unknown");
+  const auto factor = [&](int64_t offset, int64_t rows, int64_t columns, const char* name) {
+    return pool.block(offset, factor_bytes(segment.type, rows, columns), name);
+  };
   if (use == Use::REPLACE) {
     segment.rank = record[WEIGHT] < 0 ? 0 : out;
     segment.bias = pool.floats(record[WEIGHT_BIAS], out, "WEIGHT_BIAS");
-    TORCH_CHECK_VALUE(!segment.rank || size > 1, "a replacement weight of int8 would have no scales");
-    if (segment.rank) segment.left = pool.block(record[WEIGHT], out * in * size, "WEIGHT");
+    TORCH_CHECK_VALUE(!segment.rank || segment.type != 3, "a replacement weight of int8 would have no scales");
+    TORCH_CHECK_VALUE(!segment.rank || segment.type != INT4, "a replacement weight of 4-bit numbers is not possible");
+    if (segment.rank) segment.left = factor(record[WEIGHT], out, in, "WEIGHT");
     return segment;
   }
   segment.rank = record[RANK];
   TORCH_CHECK_VALUE(segment.rank >= 0, "rank ", segment.rank, " is negative");
   segment.bias = pool.floats(record[BIAS], out, "BIAS");
   if (segment.rank) {
-    segment.left = pool.block(record[A], segment.rank * in * size, "A");
-    segment.right = pool.block(record[B], segment.rank * out * size, "B");
+    TORCH_CHECK_VALUE(
+        use != Use::EMBEDDING || segment.type != INT4, "an embedding's A of 4-bit numbers is not possible");
+    segment.left = factor(record[A], segment.rank, in, "A");
+    segment.right = factor(record[B], segment.rank, out, "B");
     segment.d = static_cast<const float*>(pool.block(record[D], 4 * segment.rank, "D"));
+    segment.core = pool.floats(record[CORE], segment.rank * segment.rank, "CORE");
   }
   return segment;
 }

@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "factors.h"
+#include "matrix.h"
 
 namespace polyrank {
 
@@ -30,6 +30,7 @@ struct Segment {
   const void* left;     // A [rank, in], or the replacement weight [out, in]
   const void* right;    // B transposed [rank, out]
   const float* d;
+  const float* core;    // [rank, rank], transposed, or null
   const float* bias;    // [out] or null
   float* hidden;        // [rows, rank]
   int64_t rows() const { return last - first; }

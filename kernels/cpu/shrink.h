@@ -1,7 +1,7 @@
 // h = d * (left x): dot products of a segment's rows with the rank rows of its left factor.
 #pragma once
 
-#include "factors.h"
+#include "matrix.h"
 #include "segments.h"
 #include "split.h"
 #include "unrolled.h"
@@ -21,20 +21,20 @@ constexpr int ranks_of_tile(int rows) {
 
 // hidden[r][q] = d[q] * dot(x[r], a[q]). Every dot product has one vector sum, filled in the order of the elements and
 // added up at the end, whatever ROWS and RANKS are: a row's result does not depend on its neighbours.
-// Meanwhile the block at `ahead` comes into the cache: a factor is too short for the hardware to find its pattern.
+// `a` begins with the tile. Meanwhile the block at `ahead` comes into the cache: a factor is too short for the hardware to find its pattern.
 template <class F, int ROWS, int RANKS>
 inline void dot_tile(
-    const F* a, const F* ahead, int64_t in, const float* const* x, const float* d, float* hidden, int64_t rank) {
+    const Matrix<F>& a, const char* ahead, int64_t in, const float* const* x, const float* d, float* hidden, int64_t rank) {
   Vec sums[ROWS][RANKS];
   unrolled<ROWS>([&](auto r) { unrolled<RANKS>([&](auto q) { sums[r][q] = Vec(0.0f); }); });
-  const auto step = [&](int64_t i, auto load) {
+  const auto step = [&](int64_t i, auto... n) {  // n: how many are left, where they are no whole pair
     Pair factors[RANKS];
     unrolled<RANKS>([&](auto q) {
-      __builtin_prefetch(ahead + q * in + i, 0, TO_L2);
-      factors[q] = load(a + q * in + i);
+      __builtin_prefetch(ahead + a.offset(q, i), 0, TO_L2);
+      factors[q] = a.load(q, i, n...);
     });
     unrolled<ROWS>([&](auto r) {
-      const Pair values = load(x[r] + i);
+      const Pair values = load_pair(x[r] + i, n...);
       unrolled<RANKS>([&](auto q) {
         sums[r][q] = at::vec::fmadd(factors[q].low, values.low, sums[r][q]);
         sums[r][q] = at::vec::fmadd(factors[q].high, values.high, sums[r][q]);
@@ -42,8 +42,8 @@ inline void dot_tile(
     });
   };
   int64_t i = 0;
-  for (; i + STEP <= in; i += STEP) step(i, [](const auto* p) { return load_pair(p); });
-  if (i < in) step(i, [&](const auto* p) { return load_pair(p, in - i); });
+  for (; i + STEP <= in; i += STEP) step(i);
+  if (i < in) step(i, in - i);
   unrolled<ROWS>([&](auto r) {
     unrolled<RANKS>([&](auto q) { hidden[r * rank + q] = sum(sums[r][q]) * (d ? d[q] : 1.0f); });
   });
@@ -53,15 +53,15 @@ template <class F, int ROWS>
 inline void dot_rows(
     const Segment& segment, int64_t in, const float* const* x, float* hidden, int64_t first, int64_t last, const void* next) {
   constexpr int RANKS = ranks_of_tile(ROWS);
-  const F* a = static_cast<const F*>(segment.left);
+  const Matrix<F> a(segment.left, segment.rank, in);
   const auto d_at = [&](int64_t q) { return segment.d ? segment.d + q : nullptr; };
   int64_t q = first;
   const auto ahead = [&](int64_t following) {
-    return following < last ? a + following * in : static_cast<const F*>(next);
+    return following < last ? a.address(following, 0) : static_cast<const char*>(next);
   };
   for (; q + RANKS <= last; q += RANKS)
-    dot_tile<F, ROWS, RANKS>(a + q * in, ahead(q + RANKS), in, x, d_at(q), hidden + q, segment.rank);
-  for (; q < last; ++q) dot_tile<F, ROWS, 1>(a + q * in, ahead(q + 1), in, x, d_at(q), hidden + q, segment.rank);
+    dot_tile<F, ROWS, RANKS>(a.from(q), ahead(q + RANKS), in, x, d_at(q), hidden + q, segment.rank);
+  for (; q < last; ++q) dot_tile<F, ROWS, 1>(a.from(q), ahead(q + 1), in, x, d_at(q), hidden + q, segment.rank);
 }
 
 template <class F, class X>
@@ -90,7 +90,7 @@ void shrink_segment(
 
 // Units of a segment's left factor, in bytes read times tiles of rows.
 inline Share shrink_share(const Segment& segment, int64_t in) {
-  const int64_t bytes = FACTOR_BYTES[segment.type] * in * SHRINK_UNIT;
+  const int64_t bytes = factor_bytes(segment.type, SHRINK_UNIT, in);
   return {(segment.rank + SHRINK_UNIT - 1) / SHRINK_UNIT, std::max<int64_t>(bytes * segment.tiles(), 1)};
 }
 

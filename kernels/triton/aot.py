@@ -32,14 +32,19 @@ TARGETS = {
     "gfx942": ("hip", "gfx942", 64),
 }
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}  # bytes per block
-FACTORS = {"float32": 1, "bfloat16": 2, "int8": 8, "floats": 7, "all": 15}
+FACTORS = {"float32": 1, "bfloat16": 2, "int8": 8, "int4": 16, "floats": 7, "all": 31}
 POINTERS = {
     "h": "*fp32", "scores": "*fp32", "weights": "*fp32", "pool": "*u8", "ids": "*i64", "gates": "*i64",
     "records": "*i64", "records0": "*i64", "records1": "*i64", "records2": "*i64",
     "table": "*i32", "slots": "*i32", "tokens": "*i32", "state": "*fp32", "sums": "*fp32", "query_start": "*i32",
     "kv_length": "*i32", "block_table": "*i32", "scale": "fp32", "softcap": "fp32",
 }  # fmt: skip
-OWN_TYPES = {"write_kv": {"slots": "*i64"}, "paged_attention": {"tokens": "i32"}, "paged_merge": {"tokens": "i32"}}
+OWN_TYPES = {
+    "lora_core": {"out": "*fp32"},
+    "write_kv": {"slots": "*i64"},
+    "paged_attention": {"tokens": "i32"},
+    "paged_merge": {"tokens": "i32"},
+}
 HALF = {
     "x",
     "y",
@@ -106,7 +111,8 @@ def _of_adapters(quick: bool) -> Iterator[Variant]:
         for name, inner in (("lora_expand", Width.MEDIUM), ("lora_expand, fused", Width.NARROW)):
             shrink = launch.SHRINK[half, inner]
             fused = name.endswith("fused")
-            parts = {"PARTS": shrink.parts, "BLOCK_K": shrink.block, "FUSED": fused}
+            parts = {"PARTS": shrink.parts if fused else 1, "BLOCK_K": shrink.block}  # else `lora_core` has summed them
+            parts |= {"FUSED": fused, "CORES": not fused}
             yield from _with_types(name, width, half, {**blocks, **parts}, row, quick)
     for half, row in launch.REPLACE.items():
         sizes = {"BLOCK_R": row.block_r, "BLOCK_K": row.block}
@@ -116,6 +122,8 @@ def _of_adapters(quick: bool) -> Iterator[Variant]:
             yield Variant("replace_weight", "any width", dtype, factors, constants, row.options)
     options, size = {**launch.OPTIONS, "num_stages": 2}, Limits().width
     yield Variant("lora_gate", f"width {size}", "float32", "float32", {"PARTS": 4, "WIDTH": size}, options)
+    sizes = {"GROUP": 3, "PARTS": 4, "WIDTH": size}
+    yield Variant("lora_core", f"width {size}", "float32", "float32", sizes, launch.OPTIONS)
     yield Variant("lora_gather", f"width {size}", "float32", "all", {"WIDTH": size}, options)
 
 
@@ -138,7 +146,7 @@ def _with_types(
     kernel: str, width: Width, half: bool, constants: dict[str, Any], row: launch.Launch, quick: bool
 ) -> Iterator[Variant]:
     shrinks, fused = kernel == "lora_shrink", kernel.endswith("fused")
-    types = ["bfloat16", "int8"] if half else ["float32"]
+    types = ["bfloat16", "int8", "int4"] if half else ["float32"]
     if not fused and (shrinks or not half or width is not Width.WIDE):  # what `launch` takes for several types
         types.append("floats")  # those that adapters are uploaded in
         types += ["all"] if width is Width.MEDIUM else []
@@ -167,7 +175,7 @@ def compile_variant(variant: Variant, target: str) -> Resources:
         if parameter.is_constexpr:
             signature[own], constants[(index,)] = "constexpr", variant.constants[own]
             continue
-        signature[own] = half[variant.activations] if own in HALF else types.get(own, "i32")
+        signature[own] = types.get(own) or (half[variant.activations] if own in HALF else "i32")
         if signature[own].startswith("*") or ROUND.fullmatch(own):
             attributes[(index,)] = [["tt.divisibility", 16]]
     options = dict(variant.options)

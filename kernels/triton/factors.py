@@ -1,15 +1,18 @@
 """Parts that the kernels share: reading a record, and the two products with a block of a factor.
 
 A factor is read in the type it is stored in. Which product follows depends on types alone, never on the batch:
-- shrink: x and A of one half type, or int8 A (exact in either half type), on tensor cores; else in float32.
+- shrink: x and A of one half type, or int8 or 4-bit A (exact in either half type), on tensor cores; else in float32.
+  The scale of a group of 4-bit numbers multiplies the group's own sum: a block of inputs lies within one group.
 - expand into a half type: h, a float32, is split into two bfloat16 parts, 16 bits of mantissa, so that rounding h costs
-  far less than rounding y. A float16 B is split the same way, exactly, and keeps its range. Into float32: in float32.
+  far less than rounding y. A float16 B is split the same way, exactly, and keeps its range; so is a 4-bit number times
+  its scale, of 11 bits. Into float32: in float32.
 """
 
 import triton
 import triton.language as tl
 
-from kernels.segments import Field
+from kernels.segments import INT4 as INT4_TYPE
+from kernels.segments import INT4_GROUP, INT4_RUN, Field
 from kernels.triton.chunks import ROWS as CHUNK_ROWS
 
 A = tl.constexpr(int(Field.A))
@@ -18,8 +21,11 @@ D = tl.constexpr(int(Field.D))
 BIAS = tl.constexpr(int(Field.BIAS))
 RANK = tl.constexpr(int(Field.RANK))
 DTYPE = tl.constexpr(int(Field.DTYPE))
+CORE = tl.constexpr(int(Field.CORE))
 ROWS = tl.constexpr(CHUNK_ROWS)
 FLOAT32, BFLOAT16, FLOAT16, INT8 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+INT4 = tl.constexpr(INT4_TYPE)
+RUN, HALF_RUN, NUMBERS = tl.constexpr(INT4_RUN), tl.constexpr(INT4_RUN // 2), tl.constexpr(INT4_GROUP)
 
 
 @triton.jit
@@ -77,6 +83,10 @@ def shrink_part(
         if dtype == INT8:
             a = block(pool, offset, tl.int8)
             h = _shrink(h, x, x_row, live, inner, a, first_rank, rank, start, stop, BLOCK_R, BLOCK_K)
+    if FACTORS & 16:
+        if dtype == INT4:
+            a = block(pool, offset, tl.uint8)
+            h = _shrink_int4(h, x, x_row, live, inner, a, first_rank, rank, start, stop, BLOCK_R, BLOCK_K)
     return h
 
 
@@ -109,6 +119,51 @@ def _shrink(
 
 
 @triton.jit
+def _shrink_int4(
+    h: tl.tensor,
+    x: tl.tensor,
+    x_row: tl.tensor,
+    live: tl.tensor,
+    inner: tl.tensor,
+    a: tl.tensor,
+    first_rank: tl.tensor,
+    rank: tl.tensor,
+    start: tl.tensor,
+    stop: tl.tensor,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> tl.tensor:
+    tl.static_assert(NUMBERS % BLOCK_K == 0, "a block of inputs must lie within a group")
+    r = first_rank + tl.arange(0, BLOCK_R)
+    for first in range(start, stop, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        rows = tl.load(x + x_row[:, None] + k[None, :], mask=live[:, None] & (k < inner)[None, :], other=0.0)
+        numbers, place = int4_block(a, r, rank, k, inner)
+        scale = tl.load(place + first // NUMBERS, mask=r < rank, other=0).to(tl.float32)
+        if rows.dtype != tl.float32:
+            product = tl.dot(rows, tl.trans(numbers.to(rows.dtype)))
+        else:
+            product = tl.dot(rows, tl.trans(numbers.to(tl.float32)), input_precision="ieee")
+        h += product * scale[None, :]
+    return h
+
+
+@triton.jit
+def int4_block(
+    factor: tl.tensor, r: tl.tensor, rank: tl.tensor, k: tl.tensor, length: tl.tensor
+) -> tuple[tl.tensor, tl.tensor]:
+    """Numbers -8 to 7 of the rank rows `r` at the places `k`, int8 [r, k], and where the scales of each row begin.
+
+    factor: a block of `rank` rows of `length` numbers, as `kernels.reference.int4_values` says.
+    """
+    row_bytes, groups = (length + RUN - 1) // RUN * HALF_RUN, (length + NUMBERS - 1) // NUMBERS
+    at = r[:, None] * row_bytes + (k // RUN * HALF_RUN + k % HALF_RUN)[None, :]
+    byte = tl.load(factor + at, mask=(r < rank)[:, None] & (k < length)[None, :], other=0)
+    shift = (k % RUN // HALF_RUN * 4).to(tl.uint8)
+    return ((byte >> shift[None, :]) & 15).to(tl.int8) - 8, factor + rank * row_bytes + r * groups
+
+
+@triton.jit
 def expand_block(
     delta: tl.tensor,
     h: tl.tensor,
@@ -136,6 +191,14 @@ def expand_block(
     if FACTORS & 8:
         if dtype == INT8:
             delta = _expand(delta, h, block(pool, offset, tl.int8), first_rank, rank, n, outer, HALF, BLOCK_R)
+    if FACTORS & 16:
+        if dtype == INT4:
+            b = block(pool, offset, tl.uint8)
+            r = first_rank + tl.arange(0, BLOCK_R)
+            numbers, place = int4_block(b, r, rank, n, outer)
+            mask = (r < rank)[:, None] & (n < outer)[None, :]
+            scale = tl.load(place[:, None] + (n // NUMBERS)[None, :], mask=mask, other=0)
+            delta = _multiply(delta, h, numbers.to(tl.float32) * scale.to(tl.float32), HALF, HALF)
     return delta
 
 
@@ -154,11 +217,19 @@ def _expand(
     r = first_rank + tl.arange(0, BLOCK_R)
     mask = (r < rank)[:, None] & (n < outer)[None, :]
     factor = tl.load(b + r[:, None] * outer + n[None, :], mask=mask, other=0.0)
-    if HALF and factor.dtype != tl.float32:
+    return _multiply(delta, h, factor, HALF and factor.dtype != tl.float32, factor.dtype == tl.float16)
+
+
+@triton.jit
+def _multiply(
+    delta: tl.tensor, h: tl.tensor, factor: tl.tensor, HALVES: tl.constexpr, SPLIT: tl.constexpr
+) -> tl.tensor:
+    """`delta + h factor`; HALVES: in two bfloat16 parts of h, and if SPLIT of the factor."""
+    if HALVES:
         high = h.to(tl.bfloat16)
         low = (h - high.to(tl.float32)).to(tl.bfloat16)
         factor_high = factor.to(tl.bfloat16)
-        if factor.dtype == tl.float16:
+        if SPLIT:
             factor_low = (factor.to(tl.float32) - factor_high.to(tl.float32)).to(tl.bfloat16)
             delta = tl.dot(high, factor_low, delta)
         delta = tl.dot(low, factor_high, delta)

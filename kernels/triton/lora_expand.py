@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.triton.factors import BIAS, DTYPE, RANK, ROWS, A, B, D, block, expand_block, pick, shrink_part
+from kernels.triton.factors import BIAS, CORE, DTYPE, RANK, ROWS, A, B, D, block, expand_block, pick, shrink_part
 
 
 # fmt: off
@@ -13,14 +13,15 @@ def lora_expand(
     outer0: tl.tensor, outer1: tl.tensor, outer2: tl.tensor, h: tl.tensor, x: tl.tensor, x_stride: tl.tensor,
     inner: tl.tensor, pool: tl.tensor, records0: tl.tensor, records1: tl.tensor, records2: tl.tensor,
     record_stride: tl.tensor, table: tl.tensor, slots: tl.tensor, tokens: tl.tensor, weights: tl.tensor,
-    entries: tl.tensor, width: tl.tensor, FUSED: tl.constexpr, GROUP: tl.constexpr, PARTS: tl.constexpr,
-    FACTORS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    entries: tl.tensor, width: tl.tensor, FUSED: tl.constexpr, CORES: tl.constexpr, GROUP: tl.constexpr,
+    PARTS: tl.constexpr, FACTORS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> None:
     # fmt: on
     """`y[t] += w * (B (d * h) + bias)`, a row's adapters in segment order, in float32, rounded once.
 
-    h: as `lora_shrink` left it; FUSED: h is not read, each program computes what it needs of `A x` itself, with the
-    same sums. Grid (chunks, tiles of BLOCK_N outputs, GROUP). A rank beyond `width`, which h cannot hold, gives NaN.
+    h: as `lora_shrink` left it, or with CORES `lora_core`, which has multiplied by `d` where there is a core; FUSED: h
+    is not read, each program computes what it needs of `A x` itself, with the same sums. Grid (chunks, tiles of BLOCK_N
+    outputs, GROUP). A rank beyond `width`, which h cannot hold, gives NaN.
     """
     chunk, tile, member = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first, rows = tl.load(table + chunk * 3), tl.load(table + chunk * 3 + 1)
@@ -57,7 +58,10 @@ def lora_expand(
                     base = h + (part * GROUP + member).to(tl.int64) * entries * width
                     at = base + (entry + lane).to(tl.int64)[:, None] * width + r[None, :]
                     product += tl.load(at, mask=live[:, None] & (r < tl.minimum(rank, width))[None, :], other=0.0)
-            product *= tl.load(d + r, mask=r < rank, other=0.0)[None, :]
+            scale = tl.load(d + r, mask=r < rank, other=0.0)
+            if CORES:
+                scale = tl.where(tl.load(record + CORE) >= 0, 1.0, scale)
+            product *= scale[None, :]
             delta = expand_block(
                 delta, product, pool, b, dtype, first_rank, rank, n, outer, y.dtype != tl.float32, FACTORS, BLOCK_R
             )

@@ -11,6 +11,7 @@ import triton
 
 from kernels.segments import Chunks, Field, GateField
 from kernels.triton import launch
+from kernels.triton.lora_core import lora_core
 from kernels.triton.lora_expand import lora_expand
 from kernels.triton.lora_gate import lora_gate
 from kernels.triton.lora_gather import lora_gather
@@ -32,16 +33,16 @@ def lowrank_group(
     """`reference.lowrank` for up to 3 modules that read the same x (q, k, v; gate, up), in one or two launches.
 
     ys: [T, out] each, of one type; records: int64 [slots, RECORD_FIELDS] each, of one stride; `fuse` None: as the
-    launch table says.
+    launch table says; the fused kernel knows no cores.
     """
     outer = max(y.shape[1] for y in ys)
     if fuse is None:
-        fuse = launch.fused(len(chunks.slot), x.shape[1], outer, chunks.limits.factors)
+        small = launch.fused(len(chunks.slot), x.shape[1], outer, chunks.limits.factors)
+        fuse = small and not chunks.limits.cores
     x = _rows(x)
     columns = (int(Field.A), int(Field.RANK), int(Field.DTYPE))
     h = x if fuse else shrink(x, pool, records, chunks, columns)
-    parts = launch.shrink_launch(x.dtype, x.shape[1]).parts
-    _expand(ys, h, x, pool, records, chunks, parts, fuse)
+    _expand(ys, h, x, pool, records, chunks, launch.shrink_launch(x.dtype, x.shape[1]).parts, fuse)
 
 
 def gated_lowrank(
@@ -157,6 +158,27 @@ def shrink(
     return h
 
 
+def _with_cores(
+    h: torch.Tensor, pool: torch.Tensor, records: Sequence[torch.Tensor], chunks: Chunks, parts: int
+) -> torch.Tensor:
+    entries, width = len(chunks.slot), chunks.limits.width
+    out = torch.empty((1, len(records), entries, width), device=h.device)
+    lora_core[(entries, len(records))](
+        out,
+        h,
+        pool,
+        *_three(records),
+        records[0].stride(0),
+        chunks.slot,
+        width,
+        GROUP=len(records),
+        PARTS=parts,
+        WIDTH=triton.next_power_of_2(width),
+        **launch.OPTIONS,
+    )
+    return out
+
+
 def _expand(
     ys: Sequence[torch.Tensor],
     h: torch.Tensor,
@@ -167,6 +189,8 @@ def _expand(
     parts: int,
     fuse: bool,
 ) -> None:
+    if chunks.limits.cores and not fuse:
+        h, parts = _with_cores(h, pool, records, chunks, parts), 1
     targets = [_rows(y) for y in ys]
     outer = max(y.shape[1] for y in ys)
     row = launch.expand_launch(ys[0].dtype, outer, chunks.limits.factors)
@@ -188,6 +212,7 @@ def _expand(
         len(chunks.slot),
         chunks.limits.width,
         FUSED=fuse,
+        CORES=chunks.limits.cores and not fuse,
         GROUP=len(ys),
         PARTS=parts,
         FACTORS=chunks.limits.factors,

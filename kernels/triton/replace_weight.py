@@ -31,8 +31,8 @@ def replace_weight(
 ) -> None:
     """`y[t] = (1 - sum w) y[t] + sum w (W' x[t] + b')`, summed in float32 in segment order; grid (chunks, tiles).
 
-    A tile is BLOCK_R outputs. Chunks without a replacement return at once. A weight in int8, which has no scales, gives
-    NaN.
+    A tile is BLOCK_R outputs. Chunks without a replacement return at once. A weight in int8 or four bits, which has no
+    scales, gives NaN.
     """
     chunk = tl.program_id(0)
     first, rows = tl.load(table + chunk * 3), tl.load(table + chunk * 3 + 1)
@@ -50,7 +50,7 @@ def replace_weight(
                 x, token * x_stride, live, inner, pool, offset, dtype, tl.program_id(1) * BLOCK_R, outer, 0,
                 1, FACTORS, BLOCK_R, BLOCK_K,
             )  # fmt: skip
-            product = tl.where(dtype == INT8, float("nan"), product)
+            product = tl.where(dtype >= INT8, float("nan"), product)
             if bias >= 0:
                 product += tl.load(block(pool, bias, tl.float32) + n, mask=n < outer, other=0.0)[None, :]
             weight = tl.load(weights + entry + lane, mask=live, other=0.0)

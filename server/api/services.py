@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from adapters_store.compression.jointly import JointRecipe
 from adapters_store.compression.recipe import Bounds, Recipe
 from adapters_store.info import AdapterInfo, AdapterRef
 from server.api.drain import Drain
@@ -95,6 +96,9 @@ class Compressor(Protocol):
         replace: bool = False,
         probe: Sequence[str] | None = None,
     ) -> tuple[AdapterInfo, bool, dict[str, float]]: ...
+    async def compress_jointly(
+        self, sources: Sequence[AdapterRef], recipe: JointRecipe, bounds: Bounds, *, probe: Sequence[str] | None = None
+    ) -> list[tuple[AdapterInfo, bool, dict[str, float]]]: ...
 
 
 @dataclass(frozen=True, slots=True)

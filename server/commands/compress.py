@@ -1,4 +1,4 @@
-"""`compress`: a smaller version of an adapter, made and measured by the server."""
+"""`compress`: smaller versions of adapters, made and measured by the server."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,9 +7,20 @@ import typer
 
 from server.client import ClientError
 from server.commands.adapters import check_reference, summary
-from server.commands.terminal import DEFAULT_URL, JsonOption, NameArgument, UrlOption, connect, say, say_json
+from server.commands.terminal import DEFAULT_URL, JsonOption, UrlOption, UsageError, connect, say, say_json
 
-Dtype = Annotated[Literal["int8", "native"], typer.Option(help="Type of the factors; native leaves it as it is.")]
+Names = Annotated[
+    list[str], typer.Argument(metavar="NAME...", help="The adapter's name; several with --method.", show_default=False)
+]
+Dtype = Annotated[
+    Literal["int8", "int4", "native"] | None,
+    typer.Option(help="Type of the factors, int8 if not given; native leaves it as it is."),
+]
+Method = Annotated[
+    Literal["jd-full", "jd-diag"] | None,
+    typer.Option(help="Compress several adapters together: a core of --rank x --rank for each, or a diagonal."),
+]
+Clusters = Annotated[int | None, typer.Option(min=1, help="With --method: how many shared bases, 1 if not given.")]
 Rank = Annotated[int | None, typer.Option(min=1, help="Highest rank that a module keeps.")]
 Energy = Annotated[
     float | None, typer.Option(min=0, max=1, help="Share of each module's squared norm that its rank must keep.")
@@ -30,36 +41,53 @@ Probe = Annotated[
 
 
 def compress(
-    name: NameArgument,
-    dtype: Dtype = "int8",
+    names: Names,
+    dtype: Dtype = None,
     rank: Rank = None,
     energy: Energy = None,
     target: Target = None,
     replace: Replace = False,
+    method: Method = None,
+    clusters: Clusters = None,
     max_error: MaxError = None,
     max_divergence: MaxDivergence = None,
     probe: Probe = None,
     url: UrlOption = DEFAULT_URL,
     as_json: JsonOption = False,
 ) -> None:
-    """Store a smaller version of NAME (or NAME@VERSION), unless it is too lossy."""
-    check_reference(name)
-    body: dict[str, Any] = {"dtype": dtype, "replace": replace}
-    optional = {
-        "rank": rank,
-        "energy": energy,
-        "target": target,
-        "max_error": max_error,
-        "max_divergence": max_divergence,
-    }
-    body |= {key: value for key, value in optional.items() if value is not None}
+    """Store a smaller version of NAME (or NAME@VERSION), or with --method of each NAME, unless it is too lossy."""
+    for name in names:
+        check_reference(name)
+    alone = {"dtype": dtype, "energy": energy, "target": target, "replace": replace or None}
+    together = {"method": method and method.replace("-", "_"), "clusters": clusters}
+    _check_options(names, method, alone if method else together, rank)
+    order: dict[str, Any] = {"rank": rank, "max_error": max_error, "max_divergence": max_divergence}
+    order |= together if method else alone
+    order = {key: value for key, value in order.items() if value is not None}
     if probe is not None:
-        body["probe"] = _prompts(probe)
+        order["probe"] = _prompts(probe)
     with connect(url) as client:
-        info = client.compress(name, body)
+        made = client.compress_jointly(order | {"adapters": names}) if method else [client.compress(names[0], order)]
     if as_json:
-        say_json(info)
+        say_json({"adapters": made} if method else made[0])
         return
+    for info in made:
+        _tell(info)
+
+
+def _check_options(names: list[str], method: str | None, out_of_place: dict[str, Any], rank: int | None) -> None:
+    """Raises UsageError for options that do not go together."""
+    if method is None and len(names) > 1:
+        raise UsageError("several names are compressed together, by a --method", param_hint="NAME")
+    if method is not None and rank is None:
+        raise UsageError("--method needs a --rank", param_hint="--rank")
+    for option, value in out_of_place.items():
+        if value is not None:
+            text = f"--{option} does not go {'with' if method else 'without'} --method"
+            raise UsageError(text, param_hint=f"--{option}")
+
+
+def _tell(info: dict[str, Any]) -> None:
     told = info["compression"]
     divergence, worst = told["divergence"], told["worst_module"]
     say(f"{info['name']}@{info['version']}  {info['digest']}{'' if info['new'] else '  (already there, unchanged)'}")

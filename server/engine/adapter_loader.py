@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from adapters_store.errors import CodedError
 from adapters_store.forms import AdapterWeights
-from server.engine.adapter_storage import PackedAdapter, pack
 from server.engine.host_cache import HostCache
+from server.engine.packing import PackedAdapter
 from server.errors import EngineFailure
 
 LOADER_THREADS = 2  # reading and packing use one core each; the model needs the rest
@@ -36,25 +36,22 @@ class LoadSeconds:
 class AdapterLoader:
     """Loads by digest on its own threads, through host memory; finished loads are collected with `poll`.
 
-    `load` reads and verifies an adapter (it may block); `on_done` wakes the engine, from a loader thread; pinned: as
-    for `pack`. An adapter is read once however many ask for it meanwhile.
+    `load` reads and verifies an adapter (it may block); `on_done` wakes the engine, from a loader thread. An adapter is
+    read once however many ask for it meanwhile.
     """
 
     def __init__(
         self,
         load: Callable[[str], AdapterWeights],
-        embeddings: frozenset[str],
+        pack: Callable[[AdapterWeights], PackedAdapter],
         on_done: Callable[[], None],
         host: HostCache,
-        *,
-        pinned: bool = False,
     ) -> None:
         self.host = host
         self.seconds = LoadSeconds()
         self._load = load
-        self._embeddings = embeddings
+        self._pack = pack
         self._on_done = on_done
-        self._pinned = pinned
         self._done: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
         self._reading: dict[str, Future[PackedAdapter]] = {}
         self._lock = threading.Lock()
@@ -124,7 +121,7 @@ class AdapterLoader:
             started = time.monotonic()
             weights = self._load(digest)
             read = time.monotonic()
-            adapter = self.host.put(pack(weights, self._embeddings, pinned=self._pinned))
+            adapter = self.host.put(self._pack(weights))
             packed = time.monotonic()
         except BaseException as error:
             self._forget(digest)

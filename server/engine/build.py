@@ -1,13 +1,13 @@
 """Builds an engine for a loaded base model: sizes the pools and wires the parts."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from adapters_store.forms import AdapterWeights
-from adapters_store.safetensors_header import DTYPES
 from kernels import dispatch
-from kernels.segments import FACTOR_DTYPES, Limits
+from kernels.segments import Limits
 from server.engine.adapter_loader import AdapterLoader
 from server.engine.adapter_pool import AdapterPool
 from server.engine.adapter_storage import AdapterStorage
@@ -22,6 +22,7 @@ from server.engine.grammar import GrammarCompiler
 from server.engine.host_cache import HostCache
 from server.engine.limits import BLOCK_SIZE, DeviceMemory, EngineLimits
 from server.engine.model_runner import ModelRunner
+from server.engine.packing import pack
 from server.engine.page_allocator import PageAllocator
 from server.engine.scheduler import Scheduler
 from server.engine.status import EngineInfo, Residency
@@ -67,15 +68,15 @@ def build_core(
         max_running=limits.max_running,
     )
     host = HostCache(limits.host_adapter_memory, lambda digest: adapters.residency(digest) is Residency.RESIDENT)
-    embeddings = frozenset(name for name, spec in base.spec.modules.items() if spec.kind == "embedding")
-    kinds = adapter_limits(limits.max_rank)
+    kinds = Limits(limits.max_rank)
     on_gpu = dispatch.load(base.device) == "triton"
     graphs = _decode_graphs(base, context, limits, kinds) if on_gpu else None
+    packing = partial(pack, embeddings=base.spec.embeddings, page_bytes=memory.page_bytes, pinned=on_gpu)
     return EngineCore(
         scheduler,
         ModelRunner(base, context, adapters, BLOCK_SIZE, kinds, graphs),
         AdapterStorage(buffer, table, SideStreamCopier(base.device) if on_gpu else None),
-        AdapterLoader(load, embeddings, wake, host, pinned=on_gpu),
+        AdapterLoader(load, packing, wake, host),
         BackgroundCompiler(base, context) if compiling and base.device.type == "cpu" else None,
     )
 
@@ -115,11 +116,6 @@ def build_engine(
     grammars = GrammarCompiler(base.tokenizer, base.vocabulary, base.eos_token_ids)
     engine.append(AsyncEngine(core, Tokenizer(base.tokenizer), grammars, info, base.eos_token_ids))
     return engine[0]
-
-
-def adapter_limits(max_rank: int) -> Limits:
-    """Adapters are served in the types of their files."""
-    return Limits(max_rank, sum(1 << FACTOR_DTYPES.index(dtype) for dtype in DTYPES.values()))
 
 
 def _max_context(base: BaseModel, limits: EngineLimits, blocks: int) -> int:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from adapters_store.errors import CodedError
 from server.engine.adapter_loader import AdapterLoader, Loaded
-from server.engine.adapter_storage import AdapterStorage, PackedAdapter
+from server.engine.adapter_storage import AdapterStorage
 from server.engine.answer import Answer
 from server.engine.background_compiler import BackgroundCompiler
 from server.engine.batch import ScheduledBatch, ScheduledSequence
 from server.engine.copiers import Arrival
 from server.engine.model_runner import ModelRunner
+from server.engine.packing import PackedAdapter
 from server.engine.quarantine import Quarantine
 from server.engine.request import FinishReason, StepOutput, WeightedAdapter
 from server.engine.sampler import Sampled

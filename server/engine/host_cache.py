@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from server.engine.adapter_storage import Blocks, PackedAdapter
+from server.engine.packing import Blocks, PackedAdapter
 
 
 @dataclass(slots=True)

@@ -6,17 +6,32 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from adapters_store.compression import int4
 from adapters_store.errors import AdapterInvalid
 from adapters_store.formats import forms_file
-from adapters_store.forms import Form, LowRank, ReplacedWeight
+from adapters_store.forms import Form, Int4LowRank, LowRank, ReplacedWeight, SharedBasis
 from adapters_store.limits import Limits
 from tests.adapters_store.support import BASE, NARROW, VOCABULARY, WIDTH
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
+K, OUT = "model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.q_proj"
+NAMES = (forms_file.FORMS_FILE, forms_file.BASIS_FILE)
 
 
 def ints(*shape: int) -> torch.Tensor:
     return torch.randint(-127, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def four_bits(rank: int, outputs: int) -> Int4LowRank:
+    generator = torch.Generator().manual_seed(rank)
+    a, b = torch.randn(rank, WIDTH, generator=generator), torch.randn(outputs, rank, generator=generator)
+    return int4.quantized(LowRank(a, b, torch.ones(rank), torch.ones(outputs)))[0]
+
+
+def shared(core: torch.Tensor, bias: torch.Tensor | None = None) -> SharedBasis:
+    generator = torch.Generator().manual_seed(7)
+    u, v = torch.randn(WIDTH, 3, generator=generator), torch.randn(3, WIDTH, generator=generator)
+    return SharedBasis(u.bfloat16(), v.bfloat16(), core, bias)
 
 
 def forms() -> dict[str, tuple[Form, ...]]:
@@ -25,13 +40,16 @@ def forms() -> dict[str, tuple[Form, ...]]:
         V: (LowRank(torch.randn(2, WIDTH).half(), torch.randn(NARROW, 2).half(), torch.rand(2), torch.rand(NARROW)),),
         "lm_head": (ReplacedWeight(torch.randn(VOCABULARY, WIDTH).bfloat16(), torch.rand(VOCABULARY)),),
         "model.embed_tokens": (LowRank(ints(1, VOCABULARY), ints(WIDTH, 1), torch.rand(1)),),
+        K: (four_bits(4, NARROW),),
+        OUT: (shared(torch.randn(3, 3), torch.rand(WIDTH)),),
     }
 
 
-def load(data: bytes, tmp_path: Path) -> dict[str, tuple[Form, ...]]:
-    path = tmp_path / "forms"
-    path.write_bytes(data)
-    return forms_file.load(path, BASE, Limits())
+def load(files: dict[str, bytes], tmp_path: Path) -> dict[str, tuple[Form, ...]]:
+    paths = {name: tmp_path / name for name in files}
+    for name, data in files.items():
+        paths[name].write_bytes(data)
+    return forms_file.load(paths, BASE, Limits())
 
 
 def test_nothing_is_lost(tmp_path: Path) -> None:
@@ -51,18 +69,32 @@ def test_equal_forms_give_equal_bytes() -> None:
     assert forms_file.dump(made) == forms_file.dump(dict(reversed(made.items())))
 
 
+def test_a_basis_is_one_file_for_all_who_share_it() -> None:
+    one, other = ({OUT: (shared(core),)} for core in (torch.ones(3), torch.ones(3, 3)))
+    files, others = forms_file.dump(one), forms_file.dump(other)
+    assert tuple(files) == tuple(others) == NAMES
+    assert files[NAMES[1]] == others[NAMES[1]]
+    assert files[NAMES[0]] != others[NAMES[0]]
+    assert OUT.encode() + b".core" in files[NAMES[0]]
+    assert len(files[NAMES[1]]) > len(files[NAMES[0]]) > 0
+    assert tuple(forms_file.dump({K: (four_bits(4, NARROW),)})) == NAMES[:1]
+
+
 def test_facts() -> None:
     made = forms()
-    lowrank = 3 * 2 * WIDTH + 2 * (WIDTH + NARROW) + NARROW + VOCABULARY + WIDTH
+    lowrank = 3 * 2 * WIDTH + 2 * (WIDTH + NARROW) + NARROW + VOCABULARY + WIDTH + 4 * (WIDTH + NARROW) + NARROW
     assert forms_file.facts(made) == {
-        "forms": ["low_rank", "replaced_weight"],
-        "rank": {"min": 1, "max": 3},
-        "parameters": lowrank + VOCABULARY * (WIDTH + 1),
+        "forms": ["low_rank", "shared_basis", "replaced_weight"],
+        "rank": {"min": 1, "max": 4},
+        "parameters": lowrank + 3 * 3 + WIDTH + VOCABULARY * (WIDTH + 1),
     }
     assert forms_file.facts({"lm_head": made["lm_head"]})["rank"] == {"min": 0, "max": 0}
 
 
 FITTING = {f"{Q}.a": ints(2, WIDTH), f"{Q}.b": ints(WIDTH, 2), f"{Q}.d": torch.rand(2)}
+FITTING |= {f"{K}.{part}": tensor for part, tensor in forms_file._parts(four_bits(4, NARROW)).items()}
+FITTING |= {f"{OUT}.{part}": tensor for part, tensor in forms_file._parts(shared(torch.rand(3))).items()}
+BYTES = torch.zeros(4, 8, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +112,22 @@ FITTING = {f"{Q}.a": ints(2, WIDTH), f"{Q}.b": ints(WIDTH, 2), f"{Q}.d": torch.r
         {"unknown.a": ints(2, WIDTH)},
         {"lm_head.weight": ints(VOCABULARY, WIDTH)},
         {"lm_head.weight": torch.rand(WIDTH, VOCABULARY)},
+        {f"{Q}.a": ints(2, WIDTH).view(torch.uint8), f"{Q}.b": ints(WIDTH, 2).view(torch.uint8)},
+        {f"{K}.a4": BYTES},
+        {f"{K}.b4_scales": BYTES},
+        {f"{K}.a4_scales": torch.ones(4, 1)},
+        {f"{K}.b4": None},
+        {f"{K}.d": torch.rand(5)},
+        {f"{OUT}.core": torch.rand(3, 2)},
+        {f"{OUT}.core": torch.rand(3).half()},
+        {f"{OUT}.u": None},
+        {f"{OUT}.v": torch.rand(3, WIDTH)},
+        {f"{OUT}.u": ints(WIDTH, 3), f"{OUT}.v": ints(3, WIDTH)},
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, change: dict[str, torch.Tensor | None]) -> None:
-    assert load(save(FITTING), tmp_path).keys() == {Q}
+    assert load({NAMES[0]: save(FITTING)}, tmp_path).keys() == {Q, K, OUT}
     tensors = {name: tensor for name, tensor in {**FITTING, **change}.items() if tensor is not None}
     with pytest.raises(AdapterInvalid) as caught:
-        load(save(tensors), tmp_path)
+        load({NAMES[0]: save(tensors)}, tmp_path)
     assert caught.value.code == "shape_mismatch"

@@ -143,7 +143,7 @@ def test_what_acts_on_a_name_takes_no_version(registry: AdapterRegistry, upload:
 
 def test_the_names_of_the_base_are_taken(registry: AdapterRegistry, tmp_path: Path) -> None:
     known = AdapterRegistry(registry._log, dataclasses.replace(BASE, aliases=("small",)))
-    for name in known._base.names:
+    for name in known.base.names:
         with pytest.raises(AdapterInvalid, match="means the base model") as caught:
             known.add(name, *write(tmp_path, {}))
         assert caught.value.code == "bad_name"

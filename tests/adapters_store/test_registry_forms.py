@@ -1,15 +1,17 @@
 """Adapters that the server made itself: versions like any other, loaded as they were stored."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from adapters_store.compression.jointly import JointRecipe, compress_jointly
 from adapters_store.compression.recipe import Recipe, compress
 from adapters_store.errors import AdapterConflict, AdapterCorrupt, AdapterInvalid, AdapterNotFound, PreconditionFailed
-from adapters_store.formats.forms_file import FORMS_FILE
-from adapters_store.forms import LowRank
+from adapters_store.formats.forms_file import BASIS_FILE, FORMS_FILE
+from adapters_store.forms import LowRank, MadeForms, SharedBasis
 from adapters_store.info import AdapterInfo
 from adapters_store.objects import Objects
 from adapters_store.registry import AdapterRegistry
@@ -97,3 +99,60 @@ def test_a_damaged_file_is_found(tmp_path: Path, upload: Upload, registry: Adapt
         registry.load(info.digest)
     assert add_int8(registry, first, "small")[1] is False  # written again
     assert registry.load(info.digest).modules
+
+
+def collection(registry: AdapterRegistry, sources: list[AdapterInfo]) -> list[MadeForms]:
+    members = compress_jointly([registry.load(source.digest) for source in sources], JointRecipe("jd_full", rank=2))
+    return [
+        MadeForms(source.name, member.made.modules, TOLD | {"module_errors": member.made.errors}, source.digest)
+        for source, member in zip(sources, members, strict=True)
+    ]
+
+
+def test_a_collection_shares_one_basis_file(registry: AdapterRegistry, objects: Objects, upload: Upload) -> None:
+    sources = [upload(name, seed)[0] for seed, name in enumerate(("one", "two", "three"))]
+    made = collection(registry, sources)
+    stored = registry.add_collection(made, "compress")
+    assert [(info.name, info.version, created) for info, created in stored] == [
+        ("one", 2, True),
+        ("two", 2, True),
+        ("three", 2, True),
+    ]
+    blobs = [registry._find(info.name, "public")[1].blobs for info, _ in stored]
+    assert len({each[BASIS_FILE].digest for each in blobs}) == 1
+    assert len({each[FORMS_FILE].digest for each in blobs}) == 3
+    assert all(info.forms == ("shared_basis",) and info.bytes < sources[0].bytes for info, _ in stored)
+    for each in (registry, restarted(objects)):
+        for info, forms in zip(stored, made, strict=True):
+            loaded = each.load(info[0].digest).modules
+            for name, (form,) in forms.modules.items():
+                found = loaded[name][0]
+                assert isinstance(form, SharedBasis)
+                assert isinstance(found, SharedBasis)
+                assert all(torch.equal(getattr(form, part), getattr(found, part)) for part in ("u", "v", "core"))
+    assert registry.add_collection([replace(each, if_match="*") for each in made], "compress")[0][1] is False
+
+
+def test_a_collection_is_all_or_nothing(registry: AdapterRegistry, upload: Upload) -> None:
+    """Whoever has been replaced meanwhile keeps what it has, and so do the others."""
+    sources = [upload(name, seed)[0] for seed, name in enumerate(("one", "two", "three"))]
+    made = collection(registry, sources)
+    upload("three", 9, replace=True)
+    with pytest.raises(PreconditionFailed):
+        registry.add_collection(made, "compress")
+    registry.delete("three")
+    with pytest.raises(PreconditionFailed):
+        registry.add_collection(made, "compress")
+    assert [len(registry.versions(name)) for name in ("one", "two", "three")] == [1, 1, 3]
+
+
+def test_a_damaged_basis_is_damage_of_all_who_share_it(
+    registry: AdapterRegistry, objects: Objects, upload: Upload
+) -> None:
+    sources = [upload(name, seed)[0] for seed, name in enumerate(("one", "two"))]
+    stored = [info for info, _ in registry.add_collection(collection(registry, sources), "compress")]
+    blob = registry._find("one", "public")[1].blobs[BASIS_FILE]
+    objects._put(f"blobs/sha256/{blob.digest}", b"\0" * blob.size)
+    assert registry.verify() == {info.digest for info in stored}
+    with pytest.raises(AdapterCorrupt):
+        registry.load(stored[1].digest)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from adapters_store.compression.jointly import JointRecipe
 from adapters_store.compression.recipe import Bounds, Recipe
 from adapters_store.errors import CodedError
 from adapters_store.info import AdapterInfo, AdapterRef
@@ -46,6 +47,16 @@ class FakeCompressor:
             return current, False, ERRORS
         made = self._registry.put(name, b"small", source.tenant)
         return self._told(made), True, ERRORS
+
+    async def compress_jointly(
+        self, sources: Sequence[AdapterRef], recipe: JointRecipe, bounds: Bounds, *, probe: Sequence[str] | None = None
+    ) -> list[tuple[AdapterInfo, bool, dict[str, float]]]:
+        order = {"sources": [source.digest for source in sources], "probe": probe}
+        self.orders.append(order | asdict(recipe) | asdict(bounds))
+        if self.failure is not None:
+            raise self.failure
+        made = [self._registry.put(source.name, b"small", source.tenant) for source in sources]
+        return [(self._told(each), True, ERRORS) for each in made]
 
     def _told(self, made: AdapterInfo) -> AdapterInfo:
         info = replace(made, event="compress", compression=TOLD, provenance={"type": "compress"})

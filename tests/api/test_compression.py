@@ -53,6 +53,7 @@ async def test_everything_is_passed_on(client: Client, compressor: FakeCompresso
     "body",
     [
         {"dtype": "int2"},
+        {"dtype": "int4 "},
         {"rank": 0},
         {"rank": "4"},
         {"energy": 0},
@@ -87,4 +88,61 @@ async def test_a_pin_ends_with_the_version(client: Client, engine: FakeEngine, r
     await client.post("/adapters/legal/pin")
     assert engine.pins == {digest}
     await client.post("/adapters/legal/compress", json={})
+    assert engine.pins == set()
+
+
+JOINT: dict[str, Any] = {"adapters": ["legal", "poet"], "method": "jd_full", "rank": 16}
+
+
+async def test_a_collection(client: Client, compressor: FakeCompressor, registry: FakeRegistry) -> None:
+    sources = [registry.resolve(name).digest for name in ("legal", "poet")]
+    answer = await client.post("/compress", json=JOINT)
+    assert answer.status_code == 200
+    found = answer.json()["adapters"]
+    assert [(body["name"], body["version"], body["new"]) for body in found] == [("legal", 2, True), ("poet", 2, True)]
+    assert [body["module_errors"] for body in found] == [ERRORS, ERRORS]
+    expected = {"sources": sources, "probe": None, "method": "jd_full", "rank": 16, "clusters": 1}
+    assert compressor.orders == [expected | {"max_error": None, "max_divergence": 0.02}]
+    more = JOINT | {"clusters": 2, "max_error": 0.5, "max_divergence": None, "probe": ["one"]}
+    assert (await client.post("/compress", json=more | {"method": "jd_diag"})).status_code == 200
+    assert (compressor.orders[1]["method"], compressor.orders[1]["max_divergence"]) == ("jd_diag", None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"adapters": []},
+        {"adapters": ["a"] * 129},
+        {"adapters": "legal"},
+        {"method": "jd"},
+        {"rank": 0},
+        {"rank": None},
+        {"clusters": 0},
+        {"dtype": "int4"},
+        {"max_error": 0},
+        {"probe": []},
+    ],
+)
+async def test_bad_orders_of_collections(client: Client, compressor: FakeCompressor, body: dict[str, Any]) -> None:
+    error = openai_error(await client.post("/compress", json=JOINT | body), 400, "invalid_parameter")
+    assert str(error["param"]).startswith(next(iter(body)))
+    assert compressor.orders == []
+
+
+async def test_refusals_of_collections(client: Client, compressor: FakeCompressor, registry: FakeRegistry) -> None:
+    unknown = openai_error(
+        await client.post("/compress", json=JOINT | {"adapters": ["legal", "nobody"]}), 404, "model_not_found"
+    )
+    assert unknown["param"] == "adapters"
+    compressor.failure = AdapterInvalid("They differ.", code="modules_differ")
+    openai_error(await client.post("/compress", json=JOINT), 422, "modules_differ")
+    assert [len(registry.versions(name)) for name in ("legal", "poet")] == [1, 1]
+
+
+async def test_pins_end_with_the_versions_of_a_collection(
+    client: Client, engine: FakeEngine, registry: FakeRegistry
+) -> None:
+    for name in ("legal", "poet"):
+        await client.post(f"/adapters/{name}/pin")
+    await client.post("/compress", json=JOINT)
     assert engine.pins == set()

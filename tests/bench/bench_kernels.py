@@ -47,11 +47,13 @@ def best(call: Callable[[], object], seconds: float) -> float:
     return fastest * 1e3
 
 
-def adapter_step(rows: int, ranks: tuple[int, ...], factor: torch.dtype = torch.bfloat16) -> Case:
+def adapter_step(
+    rows: int, ranks: tuple[int, ...], factor: torch.dtype | str = torch.bfloat16, *, core: bool = False
+) -> Case:
     """All adapter products of one step: 7 linears of 30 layers, rows spread evenly over the adapters."""
     builder = PoolBuilder()
     shapes = SHAPES * LAYERS
-    one_layer = {(r, shape): lowrank_adapter(r, *shape, factor) for r in ranks for shape in SHAPES}
+    one_layer = {(r, shape): lowrank_adapter(r, *shape, factor, core=core) for r in ranks for shape in SHAPES}
     records = torch.tensor([[builder.add(one_layer[r, shape]) for shape in shapes] for r in ranks])
     pool = builder.pool()
     segments = segments_of(
@@ -65,7 +67,8 @@ def adapter_step(rows: int, ranks: tuple[int, ...], factor: torch.dtype = torch.
         for column, (inner, outer) in zip(columns, shapes, strict=True):
             product(y[outer], x[inner], pool, column, segments)
 
-    name = f"lowrank, {rows} rows, {len(ranks)} adapters, 210 modules, {str(factor)[6:]}"
+    name = f"lowrank, {rows} rows, {len(ranks)} adapters, 210 modules, {str(factor).removeprefix('torch.')}"
+    name += ", cores" if core else ""
     return Case(name, lambda: step(dispatch.lowrank), lambda: step(reference.lowrank), pool.numel() / 1e6)
 
 
@@ -118,10 +121,11 @@ def store(rows: int) -> Case:
 
 
 def cases() -> Iterator[Case]:
-    for factor in (torch.bfloat16, torch.int8):
+    for factor in (torch.bfloat16, torch.int8, "int4"):
         for rows in (8, 16, 128):
             yield adapter_step(rows, RANKS, factor)
         yield adapter_step(1, (64,), factor)
+    yield adapter_step(8, RANKS, core=True)
     yield lookup(8)
     yield head(8)
     yield store(8)
@@ -144,7 +148,7 @@ def main() -> None:
     print(
         f"{cpu()[0]}; {torch.backends.cpu.get_cpu_capability()}; torch {torch.__version__}; {dispatch.load()} kernels"
     )
-    print(f"{'case':62} {'1 thread':>10} {f'{most} threads':>10} {'GB/s':>6} {'reference':>10}  ms, best call")
+    print(f"{'case':69} {'1 thread':>10} {f'{most} threads':>10} {'GB/s':>6} {'reference':>10}  ms, best call")
     for case in cases():
         if options.only not in case.name:
             continue
@@ -153,7 +157,7 @@ def main() -> None:
             torch.set_num_threads(threads)
             times.append(best(case.run, options.seconds))
         slow = 0.0 if options.no_reference else best(case.slow, options.seconds)
-        print(f"{case.name:62} {times[0]:10.3f} {times[1]:10.3f} {case.megabytes / min(times):6.1f} {slow:10.2f}")
+        print(f"{case.name:69} {times[0]:10.3f} {times[1]:10.3f} {case.megabytes / min(times):6.1f} {slow:10.2f}")
 
 
 if __name__ == "__main__":

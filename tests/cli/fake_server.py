@@ -103,10 +103,17 @@ class FakeServer:
 
     async def compress(self, request: Request) -> Response:
         self.orders.append(await request.json())
-        name = self.orders[-1].get("target") or request.path_params["name"].partition("@")[0]
+        return JSONResponse(
+            self._compressed(self.orders[-1].get("target") or request.path_params["name"].partition("@")[0])
+        )
+
+    async def compress_jointly(self, request: Request) -> Response:
+        self.orders.append(await request.json())
+        return JSONResponse({"adapters": [self._compressed(name) for name in self.orders[-1]["adapters"]]})
+
+    def _compressed(self, name: str) -> dict[str, Any]:
         self.versions[name] = [*self.versions.get(name, []), (b"{}", b"small")]
-        info = self.info(name, len(self.versions[name])) | {"compression": TOLD, "module_errors": ERRORS, "new": True}
-        return JSONResponse(info)
+        return self.info(name, len(self.versions[name])) | {"compression": TOLD, "module_errors": ERRORS, "new": True}
 
     def _hanging(self, weights: bytes) -> Response:
         def body() -> Iterator[bytes]:
@@ -160,6 +167,7 @@ class FakeServer:
                 route("/adapters/{name}", self.push, "PUT"),
                 route("/adapters/{name}", self.adapter, "GET", "DELETE"),
                 route("/adapters/{name}/compress", self.compress, "POST"),
+                route("/compress", self.compress_jointly, "POST"),
                 route("/adapters/{name}/files/{file}", self.adapter, "GET"),
                 route("/generate_stream", self.generate, "POST"),
                 route("/ready", self.ready, "GET"),

@@ -23,7 +23,7 @@ def test_says_what_was_made_and_how_near_it_is(polyrank: Polyrank, fake: FakeSer
     assert lines[3] == (
         "KL divergence 0.001 nats on average, 0.01 at most; same greedy token at 99.5% of 120 positions"
     )
-    assert fake.orders == [{"dtype": "int8", "replace": False}]
+    assert fake.orders == [{}]
 
 
 def test_options_are_passed_on(polyrank: Polyrank, fake: FakeServer, tmp_path: Path) -> None:
@@ -54,6 +54,37 @@ def test_bad_probes(polyrank: Polyrank, fake: FakeServer, tmp_path: Path, conten
     result = polyrank("compress", "a", "--probe", probe)
     assert result.code == 1
     assert "(bad_probe)" in result.err
+    assert fake.requests == []
+
+
+def test_several_names_are_compressed_together(polyrank: Polyrank, fake: FakeServer) -> None:
+    fake.versions["b"] = [(b"{}", b"weights")]
+    options = ["--method", "jd-full", "--rank", "16", "--clusters", "2", "--max-divergence", "0.5"]
+    result = polyrank("compress", "a", "b", *options)
+    assert result.code == 0
+    assert [line.split()[0] for line in result.out.splitlines()[::4]] == ["a@2", "b@2"]
+    assert fake.requests == ["POST /compress"]
+    expected = {"adapters": ["a", "b"], "method": "jd_full", "rank": 16, "clusters": 2, "max_divergence": 0.5}
+    assert fake.orders == [expected]
+    told = json.loads(polyrank("compress", "a", "b", "--method", "jd-diag", "--rank", "4", "--json").out)
+    assert [info["name"] for info in told["adapters"]] == ["a", "b"]
+    assert fake.orders[1] == {"adapters": ["a", "b"], "method": "jd_diag", "rank": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["a", "b"], "by a --method"),
+        (["a", "b", "--method", "jd-full"], "needs a --rank"),
+        (["a", "b", "--method", "jd-full", "--rank", "4", "--dtype", "int4"], "--dtype does not go with"),
+        (["a", "b", "--method", "jd-full", "--rank", "4", "--replace"], "--replace does not go with"),
+        (["a", "--clusters", "2"], "--clusters does not go without"),
+    ],
+)
+def test_options_that_do_not_go_together(polyrank: Polyrank, fake: FakeServer, options: list[str], told: str) -> None:
+    result = polyrank("compress", *options)
+    assert result.code == 2
+    assert told in " ".join(result.err.replace("│", " ").split())
     assert fake.requests == []
 
 

@@ -11,7 +11,7 @@ import torch
 from adapters_store.errors import CodedError
 from server.engine.adapter_loader import AdapterLoader, Loaded, LoadSeconds
 from server.engine.adapter_pool import Placement
-from server.engine.adapter_storage import AdapterStorage, PackedAdapter
+from server.engine.adapter_storage import AdapterStorage
 from server.engine.answer import Answer
 from server.engine.batch import ScheduledBatch, ScheduledSequence
 from server.engine.copiers import Arrival
@@ -19,6 +19,7 @@ from server.engine.core import EngineCore, Outputs
 from server.engine.grammar import GrammarState
 from server.engine.host_cache import HostCache
 from server.engine.model_runner import ModelRunner
+from server.engine.packing import PackedAdapter
 from server.engine.request import FinishReason, SamplingParams, StepOutput
 from server.engine.sampler import Sampled
 from server.engine.scheduler import Scheduler

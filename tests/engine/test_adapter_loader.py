@@ -10,8 +10,13 @@ from adapters_store.errors import AdapterCorrupt
 from adapters_store.forms import AdapterWeights, LowRank
 from server.engine.adapter_loader import AdapterLoader, Loaded
 from server.engine.host_cache import HostCache
+from server.engine.packing import PackedAdapter, pack
 
 PATIENCE = 60
+
+
+def packed(weights: AdapterWeights) -> PackedAdapter:
+    return pack(weights, frozenset(), 1 << 16)
 
 
 class Store:
@@ -37,7 +42,7 @@ class Store:
 @contextmanager
 def loader(store: Store, limit: int = 1 << 20) -> Iterator[tuple[AdapterLoader, threading.Semaphore]]:
     done = threading.Semaphore(0)
-    made = AdapterLoader(store.load, frozenset(), done.release, HostCache(limit))
+    made = AdapterLoader(store.load, packed, done.release, HostCache(limit))
     try:
         yield made, done
     finally:
@@ -147,3 +152,40 @@ def test_closing_breaks_the_promises_that_are_not_begun() -> None:
         closing.join(PATIENCE)
         assert not closing.is_alive()
         assert store.reads == ["a"]
+
+
+class TestOutcomes:
+    def outcome(self, error: Exception) -> tuple[str | None, str]:
+        def broken(digest: str) -> AdapterWeights:
+            raise error
+
+        done = threading.Event()
+        loader = AdapterLoader(broken, packed, done.set, HostCache(0))
+        loader.start("x")
+        assert done.wait(60)
+        [ended] = loader.poll()
+        loader.close()
+        assert not loader.has_ended
+        assert ended.adapter is None
+        assert ended.error is not None
+        return ended.error.code, ended.error.message
+
+    def test_a_coded_error_is_passed_on(self) -> None:
+        assert self.outcome(AdapterCorrupt("bits rotted")) == ("adapter_corrupt", "bits rotted")
+
+    def test_any_other_error_is_an_engine_failure_without_its_text(self) -> None:
+        code, message = self.outcome(OSError("/secret/path"))
+        assert code == "engine_failure"
+        assert "OSError" in message
+        assert "secret" not in message
+
+    def test_loads_end_in_any_order_and_are_collected_once(self) -> None:
+        done = threading.Semaphore(0)
+        loader = AdapterLoader(lambda digest: AdapterWeights(digest, {}), packed, done.release, HostCache(0))
+        for index in range(5):
+            loader.start(str(index))
+        for _ in range(5):
+            assert done.acquire(timeout=60)
+        assert sorted(ended.digest for ended in loader.poll()) == list("01234")
+        assert loader.poll() == []
+        loader.close()

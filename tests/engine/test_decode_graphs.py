@@ -14,11 +14,11 @@ import torch
 from adapters_store.forms import AdapterWeights, LowRank
 from kernels import dispatch, reference
 from kernels.segments import Limits, Segments
-from server.engine.adapter_storage import pack
 from server.engine.build import build_core
 from server.engine.decode_graphs import Compute, DecodeGraphs, sizes
 from server.engine.decode_inputs import DecodeInputs, DecodeShape, DecodeStep
 from server.engine.limits import BLOCK_SIZE
+from server.engine.packing import pack
 from server.engine.tokenizer import Tokenizer
 from server.model.loader import describe
 from tests.engine.test_model_runner import LIMITS, MIXES, Bench, adapter, assert_likely, prompt
@@ -224,6 +224,6 @@ def test_captured_steps_on_a_gpu_answer_as_transformers_does() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_blocks_are_pinned_for_a_gpu() -> None:
     weights = AdapterWeights("x", {"m": (LowRank(torch.randn(2, 3), torch.randn(4, 2), torch.ones(2)),)})
-    plain, pinned = pack(weights, frozenset()), pack(weights, frozenset(), pinned=True)
+    plain, pinned = pack(weights, frozenset(), 512), pack(weights, frozenset(), 512, pinned=True)
     assert all(block.is_pinned() for block in pinned.blocks)
     assert all(torch.equal(a, b) for a, b in zip(plain.blocks, pinned.blocks, strict=True))

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.adapter_storage import PackedAdapter
 from server.engine.host_cache import HostCache
+from server.engine.packing import PackedAdapter
 
 
 def packed(digest: str, size: int = 100, **shared: int) -> PackedAdapter:

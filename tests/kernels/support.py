@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.segments import ALIGNMENT, FACTOR_DTYPES, RECORD_FIELDS, Field, Segments
+from kernels import reference
+from kernels.segments import ALIGNMENT, FACTOR_DTYPES, INT4_GROUP, RECORD_FIELDS, Field, Segments
+
+FACTORS: tuple[torch.dtype | str, ...] = (*FACTOR_DTYPES, "int4")  # all that a low-rank part may be stored in
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Adapter:
     bias: torch.Tensor | None = None  # [out] float32
     weight: torch.Tensor | None = None  # [out, in]
     weight_bias: torch.Tensor | None = None  # [out] float32
-    dtype: torch.dtype = torch.float32
+    core: torch.Tensor | None = None  # [r, r] float32, transposed
+    dtype: torch.dtype | str = torch.float32  # "int4": a and b are blocks of bytes
 
 
 @dataclass
@@ -45,8 +49,9 @@ class PoolBuilder:
         record[Field.A], record[Field.B] = self.put(adapter.a), self.put(adapter.b)
         record[Field.D], record[Field.BIAS] = self.put(adapter.d), self.put(adapter.bias)
         record[Field.RANK] = 0 if adapter.d is None else len(adapter.d)
-        record[Field.DTYPE] = FACTOR_DTYPES.index(adapter.dtype)
+        record[Field.DTYPE] = FACTORS.index(adapter.dtype)
         record[Field.WEIGHT], record[Field.WEIGHT_BIAS] = self.put(adapter.weight), self.put(adapter.weight_bias)
+        record[Field.CORE] = self.put(adapter.core)
         return record
 
     def pool(self) -> torch.Tensor:
@@ -60,8 +65,27 @@ def pack(adapters: Sequence[Adapter]) -> tuple[torch.Tensor, torch.Tensor]:
     return builder.pool(), records.view(-1, RECORD_FIELDS)
 
 
+def int4_block(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows rounded to four bits as a block of bytes, and a float scale for each row. Scales of groups differ widely."""
+    rows, columns = values.shape
+    grouped = torch.nn.functional.pad(values, (0, -columns % INT4_GROUP)).view(rows, -1, INT4_GROUP)
+    grouped = grouped * torch.rand(rows, grouped.shape[1], 1).add(0.2)
+    row_scale = grouped.abs().amax(dim=(1, 2)).clamp(min=1e-9) / 7 / 255
+    scales = (grouped.abs().amax(dim=2) / 7 / row_scale[:, None]).round().clamp(min=1)
+    steps = (grouped / (scales * row_scale[:, None])[:, :, None]).round().clamp(-7, 7)
+    numbers = reference.int4_numbers(steps.flatten(1)[:, :columns])
+    return torch.cat([numbers.flatten(), scales.to(torch.uint8).flatten()]), row_scale
+
+
 def lowrank_adapter(
-    rank: int, inner: int, outer: int, dtype: torch.dtype, *, bias: bool = False, embedding: bool = False
+    rank: int,
+    inner: int,
+    outer: int,
+    dtype: torch.dtype | str,
+    *,
+    bias: bool = False,
+    embedding: bool = False,
+    core: bool = False,
 ) -> Adapter:
     """Zero-mean factors, so that a wrong adapter cannot hide in the tolerance; deltas of about unit size."""
     offset = torch.randn(outer) if bias else None
@@ -69,11 +93,18 @@ def lowrank_adapter(
         return Adapter(bias=offset, dtype=dtype)
     a = torch.randn(inner, rank) if embedding else torch.randn(rank, inner) / inner**0.5
     b, d = torch.randn(rank, outer) / rank**0.5, torch.randn(rank)
+    middle = torch.randn(rank, rank) / rank**0.5 if core else None
+    if isinstance(dtype, str):
+        (a, scale_a), (b, scale_b) = int4_block(a), int4_block(b)
+        # The scales of b belong behind the core.
+        d, after = (d * scale_a, scale_b) if core else (d * scale_a * scale_b, None)
+        middle = middle * after if middle is not None and after is not None else middle
+        return Adapter(a=a, b=b, d=d, bias=offset, core=middle, dtype=dtype)
     if dtype is torch.int8:
         rank_axis = 1 if embedding else 0
         scale_a, scale_b = (f.abs().amax(1 - axis, keepdim=True) / 127 for f, axis in ((a, rank_axis), (b, 0)))
         a, b, d = (a / scale_a).round(), (b / scale_b).round(), d * scale_a.flatten() * scale_b.flatten()
-    return Adapter(a=a.to(dtype), b=b.to(dtype), d=d, bias=offset, dtype=dtype)
+    return Adapter(a=a.to(dtype), b=b.to(dtype), d=d, bias=offset, core=middle, dtype=dtype)
 
 
 def replacement(inner: int, outer: int, dtype: torch.dtype, *, bias: bool = False) -> Adapter:

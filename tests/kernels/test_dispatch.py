@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kernels import dispatch, reference
-from kernels.segments import Field, Segments
+from kernels.segments import INT4, Field, Segments
 from tests.kernels.support import Group, lowrank_adapter, pack, paged, segments_of
 
 
@@ -80,6 +80,7 @@ def with_record(field: Field, value: int) -> Callable[[dict[str, Any]], None]:
         (with_segments(weight=torch.ones(2)), "weight"),
         (with_record(Field.DTYPE, 7), "factor type"),
         (with_record(Field.A, 10**9), "outside the pool"),
+        (with_record(Field.CORE, 10**9), "CORE at 1000000000 of 64 bytes lies outside the pool"),
         (with_record(Field.RANK, -3), "rank -3 is negative"),
     ],
 )
@@ -100,6 +101,18 @@ def test_a_replacement_outside_the_pool_is_refused(backend: str) -> None:
     before = arguments["y"].clone()
     with pytest.raises(ValueError, match="WEIGHT at 1000000000 of 192 bytes lies outside the pool"):
         dispatch.replace_weight(**arguments)
+    assert torch.equal(arguments["y"], before)
+
+
+def test_four_bits_are_refused_where_they_cannot_be(backend: str) -> None:
+    arguments = step()
+    arguments["records"][:, Field.DTYPE], arguments["records"][:, Field.WEIGHT] = INT4, 0
+    before = arguments["y"].clone()
+    with pytest.raises(ValueError, match="replacement weight of 4-bit numbers"):
+        dispatch.replace_weight(**arguments)
+    del arguments["x"]
+    with pytest.raises(ValueError, match="embedding's A of 4-bit numbers"):
+        dispatch.lowrank_embedding(**arguments, ids=torch.zeros(3, dtype=torch.int64))
     assert torch.equal(arguments["y"], before)
 
 

@@ -16,8 +16,12 @@ GROUPS = [Group(0, [0], [0.5]), Group(1, [1, 0], [1.0, -0.75]), Group(2, range(2
 @pytest.mark.parametrize("factor", FACTOR_DTYPES, ids=str)
 @pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-6)], ids=str)
 @pytest.mark.parametrize("outer", [576, 123, 1])
-def test_matches_reference(dtype: torch.dtype, unit: float, factor: torch.dtype, outer: int) -> None:
-    adapters = [lowrank_adapter(r, VOCABULARY, outer, factor, bias=r in (0, 3), embedding=True) for r in (3, 17, 64, 0)]
+@pytest.mark.parametrize("core", [False, True], ids=["lowrank", "core"])
+def test_matches_reference(dtype: torch.dtype, unit: float, factor: torch.dtype, outer: int, core: bool) -> None:
+    adapters = [
+        lowrank_adapter(r, VOCABULARY, outer, factor, bias=r in (0, 3), embedding=True, core=core)
+        for r in (3, 17, 64, 0)
+    ]
     pool, records = pack(adapters)
     atol = unit * 64**0.5
     ids, y, segments = torch.randint(VOCABULARY, (12,)), torch.randn(12, outer).to(dtype), segments_of(*GROUPS)

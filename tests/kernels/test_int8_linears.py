@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import dispatch
-from kernels.segments import Segments
+from kernels.segments import Field, Segments
 from tests.kernels.support import Group, lowrank_adapter, pack, segments_of, swapped
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -54,16 +54,17 @@ def test_bits_are_those_of_single_calls(
     dtype: torch.dtype, outputs: tuple[int, ...], groups: list[Group], threads: int
 ) -> None:
     weights = [weight_of(out, bias=number % 2 == 0) for number, out in enumerate(outputs)]
+    types: tuple[torch.dtype | str, ...] = (torch.bfloat16, "int4", torch.int8)
     pools = [
-        pack([lowrank_adapter(r, INNER, out, factor, bias=r % 2 == 1 or r == 0) for r in RANKS])
-        for out, factor in zip(outputs, (torch.bfloat16, torch.int8, torch.float32), strict=False)
+        pack([lowrank_adapter(r, INNER, out, factor, bias=r % 2 == 1 or r == 0, core=r > 8) for r in RANKS])
+        for out, factor in zip(outputs, types, strict=False)
     ]
     sizes = [pool.numel() for pool, _ in pools]
     pool = torch.cat([pool for pool, _ in pools])
     tables = []
     for number, (_, own) in enumerate(pools):  # blocks of one pool: offsets move by what lies before
         moved = own.clone()
-        for column in (0, 1, 2, 3):  # A, B, d, bias
+        for column in (Field.A, Field.B, Field.D, Field.BIAS, Field.CORE):
             moved[:, column] = torch.where(own[:, column] >= 0, own[:, column] + sum(sizes[:number]), own[:, column])
         tables.append(moved)
     x, segments = torch.randn(ROWS, INNER).to(dtype), segments_of(*groups)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kernels import dispatch, reference
-from kernels.segments import FACTOR_DTYPES, Segments
-from tests.kernels.support import Group, close, lowrank_adapter, pack, segments_of, swapped
+from kernels.segments import Segments
+from tests.kernels.support import FACTORS, Group, close, lowrank_adapter, pack, segments_of, swapped
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -26,15 +26,20 @@ GROUPS = [
 ROWS = 30
 
 
-@pytest.mark.parametrize("factor", FACTOR_DTYPES, ids=str)
+@pytest.mark.parametrize("core", [False, True], ids=["lowrank", "core"])
+@pytest.mark.parametrize("factor", FACTORS, ids=str)
 @pytest.mark.parametrize(
     ("dtype", "unit"), [(torch.float32, 5e-7), (torch.bfloat16, 5e-7), (torch.float16, 5e-7)], ids=str
 )
 @pytest.mark.parametrize(("inner", "outer"), [(576, 192), (123, 431), (431, 123), (17, 1), (1, 17)])
-def test_matches_reference(dtype: torch.dtype, unit: float, factor: torch.dtype, inner: int, outer: int) -> None:
+def test_matches_reference(
+    dtype: torch.dtype, unit: float, factor: torch.dtype | str, inner: int, outer: int, core: bool
+) -> None:
     """`unit`: error per square root of the sum's length, for results of about unit size; see also RTOL."""
     atol = unit * (inner + max(RANKS)) ** 0.5
-    pool, records = pack([lowrank_adapter(r, inner, outer, factor, bias=r % 2 == 1 or r == 0) for r in RANKS])
+    pool, records = pack(
+        [lowrank_adapter(r, inner, outer, factor, bias=r % 2 == 1 or r == 0, core=core) for r in RANKS]
+    )
     x, y = torch.randn(ROWS, inner).to(dtype), torch.randn(ROWS, outer).to(dtype)
     segments = segments_of(*GROUPS)
     expected = reference.lowrank(y.clone(), x, pool, records, segments)
@@ -113,9 +118,10 @@ def test_records_may_be_one_column_of_a_table_of_modules() -> None:
     assert close(dispatch.lowrank(y, x, pool, table[:, 1], segments), expected, 1e-5)
 
 
+@pytest.mark.parametrize("factor", [torch.bfloat16, "int4"], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_bits_of_a_row_do_not_depend_on_batch_mates(dtype: torch.dtype) -> None:
-    pool, records = pack([lowrank_adapter(r, 576, 431, torch.bfloat16, bias=r == 7) for r in RANKS])
+def test_bits_of_a_row_do_not_depend_on_batch_mates(dtype: torch.dtype, factor: torch.dtype | str) -> None:
+    pool, records = pack([lowrank_adapter(r, 576, 431, factor, bias=r == 7, core=r in (17, 64)) for r in RANKS])
     x, y = torch.randn(ROWS, 576).to(dtype), torch.randn(ROWS, 431).to(dtype)
     whole = dispatch.lowrank(y.clone(), x, pool, records, segments_of(*GROUPS))
     for row in range(ROWS):
@@ -126,7 +132,9 @@ def test_bits_of_a_row_do_not_depend_on_batch_mates(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_bits_do_not_depend_on_the_number_of_threads(shared: bool, threads: None) -> None:
-    pool, records = pack([lowrank_adapter(r, 576, 1536, torch.bfloat16) for r in (8, 64, 16, 33)])
+    types: tuple[torch.dtype | str, ...] = (torch.bfloat16, "int4", torch.int8, "int4")
+    adapters = [lowrank_adapter(r, 576, 1536, t, core=r > 32) for r, t in zip((8, 64, 16, 33), types, strict=True)]
+    pool, records = pack(adapters)
     groups = [Group(0, [0, 7, 8]), Group(1, [1, 2]), Group(2, range(3, 7)), Group(3, [9, 0] if shared else [9])]
     x, y, segments = torch.randn(10, 576), torch.randn(10, 1536), segments_of(*groups)
     results = []

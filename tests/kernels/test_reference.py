@@ -1,12 +1,14 @@
 """The specification itself, against dense float64 arithmetic and torch's own attention."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
 
 from kernels import reference
-from kernels.segments import FACTOR_DTYPES
 from tests.kernels.support import (
+    FACTORS,
     Adapter,
     Group,
     Paged,
@@ -23,20 +25,41 @@ ROWS, INNER, OUTER = 9, 123, 17
 GROUPS = [Group(0, [0, 3], [1.0, 0.5]), Group(1, [1]), Group(2, [3, 8], [-0.25, 1.0]), Group(3, [4]), Group(2, [])]
 
 
+def dense(factor: torch.Tensor, rank: int, dtype: torch.dtype | str) -> torch.Tensor:
+    """A factor in float64; four bits are read one by one, as the layout is described."""
+    if dtype != "int4":
+        return factor.double()
+    columns = {rank * (-(-size // 32) * 16 + -(-size // 64)): size for size in (INNER, OUTER)}[len(factor)]
+    row_bytes, groups = -(-columns // 32) * 16, -(-columns // 64)
+    rows = torch.empty(rank, columns, dtype=torch.float64)
+    for row in range(rank):
+        for column in range(columns):
+            byte = int(factor[row * row_bytes + column // 32 * 16 + column % 16])
+            number = (byte >> 4 if column % 32 >= 16 else byte & 15) - 8
+            rows[row, column] = number * int(factor[rank * row_bytes + row * groups + column // 64])
+    return rows
+
+
 def dense_delta(adapter: Adapter, x: torch.Tensor) -> torch.Tensor:
     delta = torch.zeros(OUTER, dtype=torch.float64)
     if adapter.a is not None and adapter.b is not None and adapter.d is not None:
-        merged = adapter.b.double().T @ torch.diag(adapter.d.double()) @ adapter.a.double()
+        a, b = (dense(factor, len(adapter.d), adapter.dtype) for factor in (adapter.a, adapter.b))
+        middle = torch.diag(adapter.d.double())
+        middle = middle if adapter.core is None else adapter.core.double().T @ middle
+        merged = b.T @ middle @ a
         delta = merged @ x.double()
     return delta if adapter.bias is None else delta + adapter.bias.double()
 
 
-@pytest.mark.parametrize("factor", FACTOR_DTYPES, ids=str)
+@pytest.mark.parametrize("core", [False, True], ids=["lowrank", "core"])
+@pytest.mark.parametrize("factor", FACTORS, ids=str)
 @pytest.mark.parametrize(
     ("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-10), (torch.bfloat16, 1e-2)], ids=str
 )
-def test_lowrank_is_the_dense_sum_of_merged_weights(dtype: torch.dtype, atol: float, factor: torch.dtype) -> None:
-    adapters = [lowrank_adapter(rank, INNER, OUTER, factor, bias=rank != 7) for rank in (1, 7, 16, 0)]
+def test_lowrank_is_the_dense_sum_of_merged_weights(
+    dtype: torch.dtype, atol: float, factor: torch.dtype | str, core: bool
+) -> None:
+    adapters = [lowrank_adapter(rank, INNER, OUTER, factor, bias=rank != 7, core=core) for rank in (1, 7, 16, 0)]
     pool, records = pack(adapters)
     x, y = torch.randn(ROWS, INNER).to(dtype), torch.randn(ROWS, OUTER).to(dtype)
     expected = y.to(torch.float64, copy=True)
@@ -59,10 +82,12 @@ def test_lowrank_counts_a_row_that_stands_twice_in_one_segment() -> None:
     assert close(twice, 2 * reference.lowrank(y.clone(), x, pool, records, segments_of(Group(0, [0]))), 1e-6)
 
 
-def test_embedding_is_lowrank_of_one_hot_rows() -> None:
+@pytest.mark.parametrize("core", [False, True], ids=["lowrank", "core"])
+def test_embedding_is_lowrank_of_one_hot_rows(core: bool) -> None:
     vocabulary = 29
-    table = [lowrank_adapter(rank, vocabulary, OUTER, torch.bfloat16, embedding=True) for rank in (3, 8, 16, 1)]
-    dense = [Adapter(a=None if t.a is None else t.a.T.contiguous(), b=t.b, d=t.d, dtype=torch.bfloat16) for t in table]
+    ranks = (3, 8, 16, 1)
+    table = [lowrank_adapter(rank, vocabulary, OUTER, torch.bfloat16, embedding=True, core=core) for rank in ranks]
+    dense = [replace(t, a=None if t.a is None else t.a.T.contiguous()) for t in table]
     ids, y, segments = torch.randint(vocabulary, (ROWS,)), torch.randn(ROWS, OUTER), segments_of(*GROUPS)
     one_hot = functional.one_hot(ids, vocabulary).float()
 
@@ -103,6 +128,17 @@ def test_replace_weight_of_one_leaves_nothing_of_the_base_product() -> None:
     small = reference.replace_weight(torch.zeros(1, OUTER), x, pool, records, segments)
     for base in (1e9, torch.inf, torch.nan):
         assert torch.equal(reference.replace_weight(torch.full((1, OUTER), base), x, pool, records, segments), small)
+
+
+@pytest.mark.parametrize("columns", [1, 16, 17, 32, 64, 65, 130])
+def test_four_bits_come_back(columns: int) -> None:
+    steps = torch.randint(-7, 8, (5, columns))
+    scales = torch.randint(0, 256, (5, -(-columns // 64))).to(torch.uint8)
+    numbers = reference.int4_numbers(steps)
+    assert [numbers.shape[1], scales.shape[1]] == list(reference.int4_row(columns))
+    values = reference.int4_values(numbers, scales, columns)
+    assert torch.equal(values, steps * scales.float().repeat_interleave(64, dim=1)[:, :columns])
+    assert not reference.int4_values(numbers, scales, numbers.shape[1] * 2)[:, columns:].any(), "filled up with zeros"
 
 
 def dense_attention(world: Paged, window: int, softcap: float) -> torch.Tensor:

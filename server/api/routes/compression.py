@@ -1,20 +1,25 @@
-"""`POST /adapters/{reference}/compress`: a smaller version, measured before it is stored."""
+"""`POST /adapters/{reference}/compress` and `POST /compress`: smaller versions, measured before they are stored."""
 
 from fastapi import APIRouter, Response
 
+from adapters_store import info
+from adapters_store.compression.jointly import JointRecipe
 from adapters_store.compression.recipe import Bounds, Recipe
 from server.api.adapter_choice import resolve
 from server.api.adapter_headers import ReferencePath, etag
 from server.api.body import JsonRoute
-from server.api.dependencies import CallerDep, ServicesDep, UploadSlot
+from server.api.dependencies import Caller, CallerDep, ServicesDep, UploadSlot
 from server.api.pins import release_replaced
 from server.api.schemas.adapters import (
     MAX_DIVERGENCE_OVER_INT8,
     CompressedAdapter,
+    CompressedCollection,
     CompressRequest,
+    JointCompressRequest,
     adapter_body,
 )
 from server.api.schemas.errors import JSON_ERRORS, error_responses
+from server.api.services import Services
 
 router = APIRouter(route_class=JsonRoute, tags=["adapters"])
 
@@ -45,15 +50,43 @@ async def compress(
         replace=body.replace,
         probe=body.probe,
     )
-    if created:
-        await release_replaced(services, caller, stored.name, stored.version)
     response.headers["ETag"] = etag(stored.digest)
     response.headers["Location"] = f"/adapters/{stored.name}@{stored.version}"
-    body_of = adapter_body(services.engine, stored).model_dump()
-    return CompressedAdapter(**body_of, module_errors=errors, new=created)
+    return await _answered(services, caller, stored, created, errors)
 
 
-def _max_divergence(body: CompressRequest, quantization: str) -> float | None:
+@router.post(
+    "/compress",
+    response_model=CompressedCollection,
+    responses={**JSON_ERRORS, **error_responses(409, 412, 500, 507)},
+)
+async def compress_jointly(
+    body: JointCompressRequest, services: ServicesDep, caller: CallerDep, _slot: UploadSlot
+) -> CompressedCollection:
+    """Store compressed versions of all adapters named, in shared bases, unless one would be too lossy.
+
+    The answer comes when all are stored: it takes seconds for each adapter.
+    """
+    sources = [resolve(services, caller, reference, "adapters") for reference in body.adapters]
+    stored = await services.compressor.compress_jointly(
+        sources,
+        JointRecipe(body.method, body.rank, body.clusters),
+        Bounds(body.max_error, _max_divergence(body, services.engine.info.quantization)),
+        probe=body.probe,
+    )
+    return CompressedCollection(adapters=[await _answered(services, caller, *each) for each in stored])
+
+
+async def _answered(
+    services: Services, caller: Caller, stored: info.AdapterInfo, created: bool, errors: dict[str, float]
+) -> CompressedAdapter:
+    if created:
+        await release_replaced(services, caller, stored.name, stored.version)
+    body = adapter_body(services.engine, stored).model_dump()
+    return CompressedAdapter(**body, module_errors=errors, new=created)
+
+
+def _max_divergence(body: CompressRequest | JointCompressRequest, quantization: str) -> float | None:
     """As the body says, `null` for no bound; without a word what suits the base."""
     if "max_divergence" in body.model_fields_set or quantization == "none":
         return body.max_divergence

@@ -11,6 +11,7 @@ from server.engine.status import Residency
 
 MAX_VERSION = 2**31 - 1
 MAX_RANK = 2**16
+MAX_COLLECTION = 128  # adapters in one call: 128 of rank 16 on all linears of the default model take 5 GB meanwhile
 # On the example adapters: int8 1e-6, energy 0.9 at most 0.007, rank 1 0.02 to 0.035 (one: 6e-4), no adapter 0.1 to 1.4.
 MAX_DIVERGENCE = 0.02
 # Over an int8 base the smallest change of an adapter moves roundings of the base: 8-bit factors alone read 0.07 there.
@@ -82,17 +83,17 @@ class RollbackRequest(Strict):
 class CompressRequest(Strict):
     """How to compress, and what must be kept. All that is left out: int8 factors of the same rank.
 
-    dtype: of the factors, `native` leaves them as they are; rank: the most that a module keeps; energy: the share of
-    its squared Frobenius norm that its rank must keep; target: name of the result, by default the next version of the
-    adapter itself; replace: `target` may hold other content. max_error: bound of the relative Frobenius error of all
-    deltas; max_divergence: bound of the mean KL divergence of next-token distributions, in nats (if not given, 0.2 over
-    an int8 base), over the positions of `probe` (of each prompt the last 256 tokens; by default six short texts of many
-    kinds).
+    dtype: of the factors, `native` leaves them as they are, `int4` takes int8 on embeddings; rank: the most that a
+    module keeps; energy: the share of its squared Frobenius norm that its rank must keep; target: name of the result,
+    by default the next version of the adapter itself; replace: `target` may hold other content. max_error: bound of the
+    relative Frobenius error of all deltas; max_divergence: bound of the mean KL divergence of next-token distributions,
+    in nats (if not given, 0.2 over an int8 base), over the positions of `probe` (of each prompt the last 256 tokens; by
+    default six short texts of many kinds).
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    dtype: Literal["int8", "native"] = "int8"
+    dtype: Literal["int8", "int4", "native"] = "int8"
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)] | None = None
     energy: Annotated[float, Field(gt=0, le=1)] | None = None
     target: Annotated[str, Field(max_length=512)] | None = None
@@ -108,6 +109,31 @@ class CompressedAdapter(AdapterInfo):
 
     module_errors: dict[str, float]
     new: bool
+
+
+class JointCompressRequest(Strict):
+    """How to compress a collection: every adapter becomes its name's next version, in bases that it shares with others.
+
+    adapters: their names, no version; method: a full core for each adapter or a diagonal; rank: of the bases, at most;
+    clusters: how many bases a module has, at most. The bounds are those of each adapter, and `probe` as in a
+    `CompressRequest`.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    adapters: Annotated[list[Annotated[str, Field(max_length=512)]], Field(min_length=1, max_length=MAX_COLLECTION)]
+    method: Literal["jd_full", "jd_diag"]
+    rank: Annotated[int, Field(ge=1, le=MAX_RANK)]
+    clusters: Annotated[int, Field(ge=1, le=MAX_COLLECTION)] = 1
+    max_error: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    max_divergence: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = MAX_DIVERGENCE
+    probe: Annotated[list[ProbeText], Field(min_length=1, max_length=64)] | None = None
+
+
+class CompressedCollection(BaseModel):
+    """The new versions, in the order of the names."""
+
+    adapters: list[CompressedAdapter]
 
 
 class LoadAdapterRequest(Strict):

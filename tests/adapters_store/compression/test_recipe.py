@@ -8,7 +8,7 @@ import torch
 
 from adapters_store.compression.recipe import Recipe, compress, in_memory
 from adapters_store.errors import AdapterInvalid
-from adapters_store.forms import AdapterWeights, LowRank, ReplacedWeight
+from adapters_store.forms import AdapterWeights, Delta, Int4LowRank, LowRank, ReplacedWeight
 from tests.adapters_store.compression.support import delta, dense
 
 HEAD = ReplacedWeight(torch.ones(3, 2))
@@ -20,11 +20,12 @@ def adapter(dtype: torch.dtype = torch.float32) -> AdapterWeights:
 
 
 def low_rank(modules: Mapping[str, tuple[object, ...]]) -> dict[str, LowRank]:
-    return {name: form for name, (form,) in modules.items() if isinstance(form, LowRank)}
+    return {name: form.widened() for name, (form,) in modules.items() if isinstance(form, Delta)}
 
 
 @pytest.mark.parametrize(
-    "recipe", [Recipe(), Recipe("native", rank=3), Recipe("native", energy=0.8), Recipe(rank=5, energy=0.9)]
+    "recipe",
+    [Recipe(), Recipe("native", rank=3), Recipe("native", energy=0.8), Recipe(rank=5, energy=0.9), Recipe("int4")],
 )
 def test_the_errors_are_those_of_the_dense_matrices(recipe: Recipe) -> None:
     weights = adapter()
@@ -49,10 +50,10 @@ def test_dtypes_and_ranks() -> None:
 
 
 def test_names_of_methods() -> None:
-    assert [each.method for each in (Recipe(), Recipe("native", rank=2), Recipe(energy=0.5))] == [
+    assert [each.method for each in (Recipe(), Recipe("native", rank=2), Recipe("int4", energy=0.5))] == [
         "int8",
         "truncate",
-        "truncate+int8",
+        "truncate+int4",
     ]
     assert Recipe(rank=2, energy=0.5).parameters == {"rank": 2, "energy": 0.5}
 
@@ -71,9 +72,10 @@ def test_a_delta_of_zeros_has_no_error() -> None:
 
 
 def test_what_is_refused() -> None:
-    compressed = AdapterWeights("d" * 64, compress(adapter(), Recipe()).modules)
+    compressed = [AdapterWeights("d" * 64, compress(adapter(), Recipe(each)).modules) for each in ("int8", "int4")]
     for weights, recipe, code in (
-        (compressed, Recipe(), "already_compressed"),
+        (compressed[0], Recipe("int4"), "already_compressed"),
+        (compressed[1], Recipe(), "already_compressed"),
         (AdapterWeights("d" * 64, {"head": (HEAD,)}), Recipe(), "nothing_to_compress"),
         (adapter(), Recipe("native"), "nothing_to_compress"),
     ):
@@ -89,5 +91,20 @@ def test_in_memory() -> None:
     assert small.digest == weights.digest
     assert {form.a.dtype for form in low_rank(small.modules).values()} == {torch.int8}
     assert small.modules["head"] == (HEAD,)
-    again = in_memory(small, "int8")
-    assert all(again.modules[name][0] is small.modules[name][0] for name in again.modules)
+    for dtype in ("int8", "int4"):
+        again = in_memory(small, dtype)
+        assert all(again.modules[name][0] is small.modules[name][0] for name in again.modules)
+
+
+def test_four_bits_leave_embeddings_in_eight() -> None:
+    weights, embeddings = adapter(), frozenset({"layer.4"})
+    for modules in (
+        in_memory(weights, "int4", embeddings).modules,
+        compress(weights, Recipe("int4"), embeddings).modules,
+    ):
+        assert modules["head"] == (HEAD,)
+        for name in ("layer.1", "layer.8"):
+            assert isinstance(modules[name][0], Int4LowRank)
+        form = modules["layer.4"][0]
+        assert isinstance(form, LowRank)
+        assert form.a.dtype == torch.int8

@@ -106,7 +106,8 @@ def served(base: Any, weights: AdapterWeights, ids: torch.Tensor) -> torch.Tenso
     model = copy.deepcopy(base)
     for name, forms in weights.modules.items():
         for form in forms:
-            model.get_submodule(name).register_forward_hook(_hook(form))
+            whole = form if isinstance(form, ReplacedWeight) else form.widened()
+            model.get_submodule(name).register_forward_hook(_hook(whole))
     with torch.inference_mode():
         logits: torch.Tensor = model(ids, use_cache=False).logits
     return logits

@@ -13,12 +13,18 @@ from tests.kernels.triton.support import GROUPS, ROWS, on, on_device, packed
 
 
 def world(
-    inner: int, outer: int, specs: list[tuple[int, int, int]], dtype: torch.dtype, *, bias: bool = True
+    inner: int,
+    outer: int,
+    specs: list[tuple[int, int, int]],
+    dtype: torch.dtype,
+    *,
+    bias: bool = True,
+    core: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pool, records and gates; an adapter is (rank, router rows, active), router rows 0: no gate."""
     builder, records, gates = PoolBuilder(), [], []
     for rank, rows, active in specs:
-        records.append(builder.add(lowrank_adapter(rank, inner, outer, dtype)))
+        records.append(builder.add(lowrank_adapter(rank, inner, outer, dtype, core=core)))
         gate = [-1] * GATE_FIELDS
         gate[GateField.ROWS], gate[GateField.RANK], gate[GateField.ACTIVE] = rows, rank, active
         gate[GateField.DTYPE] = FACTOR_DTYPES.index(dtype)
@@ -42,8 +48,9 @@ SPECS = [(16, 16, 4), (18, 9, 5), (8, 0, 0), (1, 1, 1), (33, 33, 8), (7, 7, 7)]
     [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)],
     ids=str,
 )
-def test_gated_adapters_match_the_reference(dtype: torch.dtype, factor: torch.dtype) -> None:
-    pool, records, gates = world(70, 45, SPECS, factor)
+@pytest.mark.parametrize("core", [False, True], ids=["gate", "gate and core"])
+def test_gated_adapters_match_the_reference(dtype: torch.dtype, factor: torch.dtype, core: bool) -> None:
+    pool, records, gates = world(70, 45, SPECS, factor, core=core)
     y, x = on_device(torch.randn(ROWS, 45).to(dtype), torch.randn(ROWS, 70).to(dtype))
     segments = segments_of(*GROUPS)
     expected = reference.gated_lowrank(y.clone(), x, pool, records, gates, on(segments))
@@ -87,9 +94,11 @@ def test_equal_scores_go_to_the_lower_rank() -> None:
     assert close(y, expected, 1e-5)
 
 
+@pytest.mark.parametrize("core", [False, True], ids=["lowrank", "core"])
 @pytest.mark.parametrize("factor", FACTOR_DTYPES, ids=str)
-def test_embeddings_match_the_reference(factor: torch.dtype) -> None:
-    adapters = [lowrank_adapter(r, 31, 45, factor, embedding=True, bias=r == 3) for r in (1, 3, 17, 8, 40, 0)]
+def test_embeddings_match_the_reference(factor: torch.dtype, core: bool) -> None:
+    ranks = (1, 3, 17, 8, 40, 0)
+    adapters = [lowrank_adapter(r, 31, 45, factor, embedding=True, bias=r == 3, core=core) for r in ranks]
     pool, records = packed(adapters)
     y, ids = on_device(torch.randn(ROWS, 45), torch.randint(31, (ROWS,)))
     segments = segments_of(*GROUPS)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from kernels import reference
-from kernels.segments import FACTOR_DTYPES, Field, Segments
+from kernels.segments import Field, Limits, Segments
 from kernels.triton import launch, lowrank
 from kernels.triton.chunks import ChunkTable, chunks_of
-from tests.kernels.support import Group, close, lowrank_adapter, segments_of, swapped
+from tests.kernels.support import FACTORS, Group, close, lowrank_adapter, segments_of, swapped
 from tests.kernels.triton.interpreter import DEVICE
 from tests.kernels.triton.support import GROUPS, ROWS, UNIT, alone, on, on_device, packed, run
 
@@ -21,10 +21,19 @@ def step(inner: int, outer: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]
 
 
 def check(
-    ranks: tuple[int, ...], inner: int, outer: int, dtype: torch.dtype, factor: torch.dtype, fuse: bool, swap: int
+    ranks: tuple[int, ...],
+    inner: int,
+    outer: int,
+    dtype: torch.dtype,
+    factor: torch.dtype | str,
+    fuse: bool,
+    swap: int,
+    core: bool = False,
 ) -> None:
     """Equal to the reference; base rows untouched; and the comparison notices an adapter in another's place."""
-    pool, records = packed([lowrank_adapter(r, inner, outer, factor, bias=r % 2 == 1 or r == 0) for r in ranks])
+    pool, records = packed(
+        [lowrank_adapter(r, inner, outer, factor, bias=r % 2 == 1 or r == 0, core=core and r != 7) for r in ranks]
+    )
     (y, x), segments = step(inner, outer, dtype), segments_of(*GROUPS)
     expected = reference.lowrank(y.clone(), x, pool, records, on(segments))
     atol = UNIT * (inner + max(ranks)) ** 0.5
@@ -40,10 +49,33 @@ def check(
 
 
 @pytest.mark.parametrize("fuse", [False, True], ids=["separate", "fused"])
-@pytest.mark.parametrize("factor", FACTOR_DTYPES, ids=str)
+@pytest.mark.parametrize("factor", FACTORS, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_matches_reference(dtype: torch.dtype, factor: torch.dtype, fuse: bool) -> None:
+def test_matches_reference(dtype: torch.dtype, factor: torch.dtype | str, fuse: bool) -> None:
     check(RANKS, 70, 45, dtype, factor, fuse, swap=3)
+
+
+@pytest.mark.parametrize("factor", FACTORS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_cores_match_the_reference(dtype: torch.dtype, factor: torch.dtype | str) -> None:
+    """Several ranks, inputs in several parts, and between them an adapter without a core."""
+    check(RANKS, 1030, 45, dtype, factor, False, swap=2, core=True)
+
+
+def test_cores_are_a_matter_of_the_limits() -> None:
+    """Without them the bits are the same where there are none; a core is not applied, as the limits say."""
+    pool, records = packed([lowrank_adapter(r, 1030, 20, torch.bfloat16, core=r == 17) for r in RANKS])
+    (y, x), segments = step(1030, 20, torch.float32), segments_of(*GROUPS)
+    found = []
+    for cores in (True, False):
+        result = y.clone()
+        lowrank.lowrank_group(
+            [result], x, pool, [records], chunks_of(segments, DEVICE, Limits(cores=cores)), fuse=False
+        )
+        found.append(result)
+    others = [row for row in range(ROWS) if row not in (2, 22)]  # whose adapter has the core
+    assert torch.equal(found[0][others], found[1][others])
+    assert not torch.equal(found[0][22], found[1][22])
 
 
 @pytest.mark.parametrize("rank", [16, 33, 100, 256])
@@ -67,31 +99,41 @@ def test_odd_sizes_and_inputs_in_parts(inner: int, outer: int) -> None:
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("factor", FACTOR_DTYPES, ids=str)
+@pytest.mark.parametrize("factor", FACTORS, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize(("inner", "outer"), [(576, 192), (123, 431), (1700, 64), (8200, 16), (16, 1100)])
 @pytest.mark.parametrize("ranks", [(1, 2, 3, 5, 8, 0), (16, 17, 31, 64, 100, 0), (128, 255, 256, 7, 33, 0)], ids=str)
-def test_sweep(dtype: torch.dtype, factor: torch.dtype, inner: int, outer: int, ranks: tuple[int, ...]) -> None:
+def test_sweep(dtype: torch.dtype, factor: torch.dtype | str, inner: int, outer: int, ranks: tuple[int, ...]) -> None:
     for fuse in (False, True):
         check(ranks, inner, outer, dtype, factor, fuse, swap=3)
 
 
 def test_adapters_of_different_factor_types_stand_in_one_step() -> None:
-    pool, records = packed([lowrank_adapter(9, 40, 24, FACTOR_DTYPES[i % 4]) for i in range(6)])
+    pool, records = packed([lowrank_adapter(9, 40, 24, FACTORS[i % 5], core=i == 3) for i in range(6)])
     (y, x), segments = step(40, 24, torch.bfloat16), segments_of(*GROUPS)
     expected = reference.lowrank(y.clone(), x, pool, records, on(segments))
     assert close(run(y, x, pool, records, segments), expected, 1e-5)
 
 
+@pytest.mark.parametrize("factor", [torch.bfloat16, "int4"], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_bits_of_a_row_depend_on_nothing_but_the_row(dtype: torch.dtype) -> None:
+def test_bits_of_a_row_depend_on_nothing_but_the_row(dtype: torch.dtype, factor: torch.dtype | str) -> None:
     """Not on its batch-mates, not on its place, and not on which kernels the size of the batch chose."""
-    pool, records = packed([lowrank_adapter(r, 1030, 20, torch.bfloat16, bias=r == 7) for r in RANKS])
+    pool, records = packed([lowrank_adapter(r, 1030, 20, factor, bias=r == 7) for r in RANKS])
     y, x = step(1030, 20, dtype)
     whole = run(y, x, pool, records, segments_of(*GROUPS), fuse=False)
     assert torch.equal(run(y, x, pool, records, segments_of(*GROUPS), fuse=True), whole)
     for row in (0, 19):
         one = run(y[row : row + 1], x[row : row + 1], pool, records, alone(row, GROUPS), fuse=True)
+        assert torch.equal(one[0], whole[row]), row
+
+
+def test_bits_under_a_core_depend_on_nothing_but_the_row() -> None:
+    pool, records = packed([lowrank_adapter(r, 1030, 20, torch.bfloat16, core=r in (3, 64)) for r in RANKS])
+    y, x = step(1030, 20, torch.float32)
+    whole = run(y, x, pool, records, segments_of(*GROUPS))
+    for row in (0, 2, 3):
+        one = run(y[row : row + 1], x[row : row + 1], pool, records, alone(row, GROUPS))
         assert torch.equal(one[0], whole[row]), row
 
 
@@ -115,7 +157,16 @@ def test_base_batch_is_left_alone(segments: Segments) -> None:
 @pytest.mark.parametrize("fuse", [False, True], ids=["separate", "fused"])
 def test_nothing_beyond_the_rows_and_the_blocks_is_touched(fuse: bool) -> None:
     """x and y are windows of NaN; the pool's blocks have NaN between them (`PoolBuilder`) and stay as they are."""
-    pool, records = packed([lowrank_adapter(r, 70, 45, torch.bfloat16) for r in RANKS])
+    types: tuple[torch.dtype | str, ...] = (
+        torch.bfloat16,
+        "int4",
+        torch.bfloat16,
+        torch.float32,
+        "int4",
+        torch.bfloat16,
+    )
+    made = [lowrank_adapter(r, 70, 45, t, core=not fuse) for r, t in zip(RANKS, types, strict=True)]
+    pool, records = packed(made)
     (plain_y, plain_x), segments, before = step(70, 45, torch.float32), segments_of(*GROUPS), pool.clone()
     wide_x, canvas = (torch.full((ROWS + 2, size + 64), torch.nan, device=DEVICE) for size in (70, 45))
     x, y = wide_x[1:-1, 20:90], canvas[1:-1, 20:65]
