@@ -150,13 +150,3 @@ def test_small_blocks_lose_less_than_half(sizes: list[int]) -> None:
     placed = allocate(allocator, sizes)
     assert placed is not None
     assert len(placed[1]) - 1 <= 2 * sum(map(aligned, sizes)) // 512
-
-
-@pytest.mark.parametrize("element", [4, 2])
-def test_two_hundred_adapters_in_eight_bits_fit_a_gibibyte(element: int) -> None:
-    """Of rank 16 on all linears of the default model, 4.9 M parameters each, in pages as large as its KV blocks."""
-    layer = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
-    sizes = [size for inputs, outputs in layer * 30 for size in (16 * inputs, 16 * outputs, 4 * 16)]
-    page = 16 * 30 * 2 * 3 * 64 * element  # tokens, layers, K and V, heads, width
-    allocator = PageAllocator(2**30 // page, page)
-    assert all(allocate(allocator, sizes) for _ in range(200))
