@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adapters_store.compression import int4
-from adapters_store.forms import AdapterWeights, Delta, Int4LowRank, Int4Rows, LowRank, SharedBasis
+from adapters_store.forms import AdapterWeights, Delta, Form, Int4LowRank, Int4Rows, LowRank, SharedBasis
 from server.engine.adapter_pool import AdapterPool
 from server.engine.host_cache import HostCache
 from server.engine.packing import PackedAdapter, pack
@@ -40,7 +40,7 @@ def rows(columns: int) -> Int4Rows:
 
 def adapter(kind: str, number: int, page_bytes: int) -> PackedAdapter:
     make = {"int8": int8, "int4": four_bits, "joint": joint}[kind]
-    modules = {
+    modules: dict[str, tuple[Form, ...]] = {
         f"{layer}.{index}": (make(*shape, number % CLUSTERS),)
         for layer in range(LAYERS)
         for index, shape in enumerate(SHAPES)
