@@ -91,10 +91,17 @@ class StoreUnavailable(CodedError):
 
 
 class OutcomeUnknown(StoreUnavailable):
-    """The store did not answer, so that a change may have been made or not (503)."""
+    """The store did not answer, so that a change may have been made or not (503).
+
+    An upload that is sent again finds its own content. What else was done cannot be told from what others did since:
+    a deletion sent again could take their upload, a compression finds its own result and is refused.
+    """
 
     def __init__(self) -> None:
-        super().__init__("The adapter store did not answer: this was done, or not. Look, or send the same again.")
+        super().__init__(
+            "The adapter store did not answer, so that this was done, or not. Look which version is current; "
+            "only an upload may simply be sent again."
+        )
 
 
 def write_error(error: Exception, place: str = "adapter store") -> StorageFull | StoreUnavailable:

@@ -1,7 +1,7 @@
 """What the store tells about an adapter."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,39 @@ class BaseName:
 
 
 @dataclass(frozen=True, slots=True)
+class BaseCheck:
+    """How an upload was found to belong to the base. by: `weights` (the file's copies of the base's own weights are
+    equal to them), `name` (its config names this base, and all shapes agree) or `shapes` (those alone); named: what
+    the config names.
+
+    PEFT's files hold no fingerprint; the one of the base that they were checked against is in `BaseName`.
+    """
+
+    by: Literal["weights", "name", "shapes"]
+    named: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What an adapter changed in the model's answers to a fixed text. tokens: positions looked at; max_change: largest
+    change of any token's log probability, in nats; greedy_changed: share of positions with another likeliest token."""
+
+    tokens: int
+    max_change: float
+    greedy_changed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was found out about an upload before it was stored. reason: why there is no probe, where there is none."""
+
+    modules: ModuleCount
+    base: BaseCheck
+    probe: Probe | None = None
+    reason: Notice | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterRef:
     """An adapter resolved: immutable, so one request sees one content from its first token to its last."""
 
@@ -45,7 +78,8 @@ class AdapterInfo:
     """One version of an adapter; `dataclasses.asdict` gives the JSON shape of the API.
 
     digest: SHA-256 of the manifest, the identity of the content; parameters: numbers in the file that act on the
-    base; bytes: size of the weights file; created: ISO 8601, UTC; a deleted version has kind "deleted", no digest.
+    base; bytes: size of the weights file; created: ISO 8601, UTC; a deleted version has kind "deleted", no digest;
+    proof: of uploads only, and None where an older Polyrank took them.
     """
 
     name: str
@@ -63,3 +97,4 @@ class AdapterInfo:
     provenance: dict[str, Any]
     compression: dict[str, Any] | None
     warnings: tuple[Notice, ...]
+    proof: Proof | None = None

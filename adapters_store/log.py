@@ -22,6 +22,7 @@ from adapters_store import canonical, places, records
 from adapters_store.bucket import ObjectDamaged, ObjectMissing, Source, Stored
 from adapters_store.cache import CachePlace
 from adapters_store.errors import AdapterCorrupt, AdapterNotFound, StorageFull, damaged, read_error
+from adapters_store.info import Proof
 from adapters_store.objects import Objects
 from adapters_store.records import Blob, Record
 
@@ -58,10 +59,12 @@ class Log:
         event: str,
         manifest: Mapping[str, Any] | None = None,
         files: Mapping[str, Source] | None = None,
+        proof: Proof | None = None,
     ) -> Record | None:
         """Appends version `version` of a name: its blobs, its manifest, then its record.
 
-        files: blob digest -> content. Without manifest: a tombstone. Returns None if the version exists already.
+        files: blob digest -> content; proof: of an upload. Without manifest: a tombstone. Returns None if the version
+        exists already.
         Raises StorageFull or StoreUnavailable, with nothing changed.
         """
         data = canonical.dump(manifest) if manifest is not None else None
@@ -69,7 +72,7 @@ class Log:
         objects = {blob_key(key): source for key, source in (files or {}).items()}
         if data is not None and digest is not None:
             objects[manifest_key(digest)] = data
-        line = records.encode(version, event, manifest, digest)
+        line = records.encode(version, event, manifest, digest, proof)
         if not self._objects.publish(objects, (f"names/{tenant}/{name}/{version}.json", line)):
             return None
         return records.decode(name, version, line)
@@ -129,6 +132,10 @@ class Log:
         """Sizes of all blobs and manifests by key: two listings."""
         return {**self._objects.sizes("blobs/"), **self._objects.sizes("manifests/")}
 
+    def empty(self) -> bool:
+        """Whether there is no record and no file: a store that was never written to, or no store at all."""
+        return not any(self._objects.sizes(prefix) for prefix in ("names/", "blobs/", "manifests/"))
+
     def unreferenced(self, before: datetime) -> dict[str, Stored]:
         """The blobs and manifests that no version of any name has, and that were written before this time.
 
@@ -167,10 +174,11 @@ class Log:
         return Located(found["tenant"], name, record)
 
 
-def open_store(url: str, cache: CachePlace | None = None) -> Log:
+def open_store(url: str, cache: CachePlace | None = None, *, writing: bool = True) -> Log:
     """The store at a URL or in a folder; leftovers of interrupted writers are swept, a bucket is tried out.
 
-    cache: where files of a bucket are kept on this machine; a folder or memory needs none.
+    cache: where files of a bucket are kept on this machine; a folder or memory needs none. writing: false for upkeep,
+    which must not leave the proof of a trial where there is no store.
 
     Raises StorageFull or StoreUnavailable, which say what to do.
     """
@@ -179,7 +187,7 @@ def open_store(url: str, cache: CachePlace | None = None) -> Log:
         objects.sweep()
     except (OSError, ValueError) as error:
         raise StorageFull(f"The adapter store `{canonical.shorten(url)}` cannot be opened for writing.") from error
-    if places.is_remote(url):
+    if writing and places.is_remote(url):
         places.prove(objects, url)
     return Log(objects)
 

@@ -1,6 +1,7 @@
 """Names of adapters and the ways to refer to one."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from adapters_store.canonical import shorten
@@ -96,3 +97,18 @@ def check_match(current: str | None, if_match: str | None) -> None:
 def busy(name: str) -> AdapterConflict:
     """For a writer that has lost too many races."""
     return AdapterConflict(f"`{name}` is being changed by others at this moment; try again.", param="name")
+
+
+def taken(name: str, version: int, digest: str | None) -> AdapterConflict:
+    """For other content where neither `if_match` nor `replace` was given."""
+    return AdapterConflict(
+        f"`{name}` holds other content (version {version}, digest {digest}). Send `If-Match` with that digest, or "
+        "`?replace=true`.",
+        param="name",
+    )
+
+
+def no_file(filename: str, files: Iterable[str]) -> AdapterNotFound:
+    """For an adapter that is there and has other files."""
+    text = f"The adapter has no file `{shorten(filename)}`; it has {', '.join(files)}."
+    return AdapterNotFound(text, code="file_not_found")

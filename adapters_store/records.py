@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from adapters_store import canonical
-from adapters_store.info import AdapterInfo, BaseName, ModuleCount, Notice, RankRange
+from adapters_store import canonical, proof
+from adapters_store.info import AdapterInfo, BaseName, ModuleCount, Notice, Proof, RankRange
 
 SCHEMA = 1
 DELETED = "delete"
@@ -49,7 +49,9 @@ class Record:
         return self.event == DELETED
 
 
-def encode(version: int, event: str, manifest: Mapping[str, Any] | None, digest: str | None) -> bytes:
+def encode(
+    version: int, event: str, manifest: Mapping[str, Any] | None, digest: str | None, proved: Proof | None = None
+) -> bytes:
     """A new record. `id` tells a retried write from another writer's; `check` guards against bit rot."""
     body = {
         "schema": SCHEMA,
@@ -60,6 +62,7 @@ def encode(version: int, event: str, manifest: Mapping[str, Any] | None, digest:
         "id": uuid.uuid4().hex,
         "summary": {key: manifest[key] for key in _SUMMARY} if manifest else None,
         "blobs": manifest["blobs"] if manifest else {},
+        "proof": proof.encode(proved),
     }
     return canonical.dump({**body, "check": canonical.digest(canonical.dump(body))})
 
@@ -101,6 +104,8 @@ def _info(name: str, version: int, fields: dict[str, Any]) -> AdapterInfo:
     event, created, told = fields["event"], fields["created"], fields["summary"]
     if told is None:
         return _empty(name, version, event, created, ())
+    proved = proof.decode(fields.get("proof"))  # older records have none
+    warnings = tuple(Notice(**notice) for notice in told["warnings"])
     return AdapterInfo(
         name=name,
         version=version,
@@ -116,7 +121,8 @@ def _info(name: str, version: int, fields: dict[str, Any]) -> AdapterInfo:
         event=event,
         provenance=told["provenance"],
         compression=told["compression"],
-        warnings=tuple(Notice(**notice) for notice in told["warnings"]),
+        warnings=(*warnings, *proof.notices(proved, warnings)),
+        proof=proved,
     )
 
 

@@ -8,18 +8,12 @@ from typing import Any
 
 from adapters_store import canonical, names
 from adapters_store.bucket import Source
-from adapters_store.errors import (
-    AdapterConflict,
-    AdapterCorrupt,
-    AdapterInvalid,
-    AdapterNotFound,
-    StoreUnavailable,
-    read_error,
-)
+from adapters_store.candidate import NOT_RUNNING, Candidate, contents, manifest_of
+from adapters_store.errors import AdapterCorrupt, AdapterInvalid, AdapterNotFound, StoreUnavailable, read_error
 from adapters_store.formats import forms_file, peft, peft_export
 from adapters_store.forms import AdapterWeights, BaseSpec, MadeForms
 from adapters_store.index import Index
-from adapters_store.info import AdapterInfo, AdapterRef, Notice
+from adapters_store.info import AdapterInfo, AdapterRef, Notice, Proof
 from adapters_store.limits import Limits
 from adapters_store.log import Log, lost
 from adapters_store.records import DELETED, Blob, Record
@@ -91,30 +85,52 @@ class AdapterRegistry:
         replace: bool = False,
         provenance: Mapping[str, Any] = _UPLOAD,
     ) -> tuple[AdapterInfo, bool]:
-        """Checks and stores an adapter as the next version of a name; (info, True), or (info, False) if the name
-        holds this content already.
+        """Checks and stores an adapter as the next version of a name, without a probe; (info, True), or (info, False)
+        if the name holds this content already. Raises what `candidate` and `store` raise. All or nothing.
+        """
+        asked: dict[str, Any] = {"tenant": tenant, "if_match": if_match, "replace": replace}
+        found = self.candidate(name, config, weights_path, **asked, provenance=provenance)
+        return self.store(found, found.proof(NOT_RUNNING))
+
+    def candidate(
+        self,
+        name: str,
+        config: bytes,
+        weights_path: Path,
+        *,
+        tenant: str = "public",
+        if_match: str | None = None,
+        replace: bool = False,
+        provenance: Mapping[str, Any] = _UPLOAD,
+    ) -> Candidate:
+        """Checks an adapter that is to become the next version of a name; stores nothing.
 
         Raises AdapterInvalid, UnsupportedFormat, AdapterConflict (other content, and neither `if_match` nor
-        `replace`), PreconditionFailed (`if_match` is not the current digest), StorageFull, StoreUnavailable. All or
-        nothing. Errors in reading `weights_path` are the caller's: OSError.
+        `replace`), PreconditionFailed (`if_match` is not the current digest), StoreUnavailable. Errors in reading
+        `weights_path` are the caller's: OSError.
         """
         names.check_name(name, *self.base.names)
         names.check_tenant(tenant)
-        blobs = {
-            peft.CONFIG_FILE: Blob(canonical.digest(config), len(config)),
-            peft.WEIGHTS_FILE: Blob(canonical.digest_file(weights_path), weights_path.stat().st_size),
-        }
-        files: dict[str, Source] = {
-            blobs[peft.CONFIG_FILE].digest: config,
-            blobs[peft.WEIGHTS_FILE].digest: weights_path,
-        }
+        blobs, files = contents({peft.CONFIG_FILE: config, peft.WEIGHTS_FILE: weights_path})
         self._refresh_name(tenant, name)
-        self._check_free(tenant, name, blobs, if_match, replace)
+        known = self._check_free(tenant, name, blobs, if_match, replace) is not None
         imported = peft.inspect(config, weights_path, self.base, self.limits)
-        manifest = self._manifest(
-            peft.WEIGHTS_FILE, blobs, {**imported.manifest_fields(), "provenance": dict(provenance)}
-        )
-        return self._append(tenant, name, "upload", manifest, files, blobs, if_match, replace)
+        told = {**imported.manifest_fields(), "provenance": dict(provenance)}
+        made = (manifest_of(self.base, blobs[peft.WEIGHTS_FILE], blobs, told), files, blobs)
+        return Candidate(tenant, name, config, weights_path, *made, if_match, replace, imported.base, known)
+
+    def store(self, found: Candidate, proof: Proof) -> tuple[AdapterInfo, bool]:
+        """Stores a candidate. Raises AdapterConflict, PreconditionFailed, StorageFull or StoreUnavailable."""
+        kept = (found.manifest, found.files, found.blobs, found.if_match, found.replace)
+        return self._append(found.tenant, found.name, "upload", *kept, proof)
+
+    def require_free(
+        self, name: str, modules: forms_file.Modules, tenant: str, if_match: str | None, replace: bool
+    ) -> None:
+        """Refuses what `add_forms` would refuse of this name, before anything is measured."""
+        names.check_name(name, *self.base.names)
+        self._refresh_name(tenant, name)
+        self._check_free(tenant, name, contents(forms_file.dump(modules))[0], if_match, replace)
 
     def add_forms(
         self,
@@ -185,7 +201,8 @@ class AdapterRegistry:
             if current is not None and current.manifest == wanted.manifest:
                 return self._shown(current)
             manifest = self._log.manifest(wanted.manifest)
-            if record := self._log.commit(tenant, name, self._next(tenant, name), "rollback", manifest):
+            number, proof = self._next(tenant, name), wanted.info.proof
+            if record := self._log.commit(tenant, name, number, "rollback", manifest, proof=proof):
                 return self._committed(tenant, name, record)
         raise names.busy(name)
 
@@ -213,6 +230,10 @@ class AdapterRegistry:
             except OSError as error:
                 raise read_error(error, "file") from error
 
+    def weights(self, found: Candidate) -> AdapterWeights:
+        """The forms of a candidate, under no digest. Raises AdapterInvalid, OSError."""
+        return self._peft.load(found.config, found.weights, "")
+
     def open_file(self, reference: str, filename: str, tenant: str = "public") -> tuple[int, Iterator[bytes]]:
         """Size and bytes of a file, verified before the first block; closing the iterator releases it.
 
@@ -222,13 +243,9 @@ class AdapterRegistry:
         blob = record.blobs.get(filename)
         exported = forms_file.FORMS_FILE in record.blobs and filename in (peft.CONFIG_FILE, peft.WEIGHTS_FILE)
         if exported and record.manifest is not None:
-            made = peft_export.export(filename, self.load(record.manifest).modules, self.base)
-            return len(made), iter([made])
+            return peft_export.export(filename, self.load(record.manifest).modules, self.base)
         if blob is None:
-            raise AdapterNotFound(
-                f"The adapter has no file `{canonical.shorten(filename)}`; it has {', '.join(record.blobs)}.",
-                code="file_not_found",
-            )
+            raise names.no_file(filename, record.blobs)
         stream = self._stream(blob)
         next(stream)  # opens and verifies now, so that a damaged file is an error and not a cut answer
         return blob.size, stream
@@ -319,34 +336,17 @@ class AdapterRegistry:
         if if_match is not None:
             names.check_match(current.manifest if current else None, if_match)
         elif current is not None and not replace:
-            raise AdapterConflict(
-                f"`{name}` holds other content (version {current.version}, digest {current.manifest}). Send "
-                "`If-Match` with that digest, or `?replace=true`.",
-                param="name",
-            )
+            raise names.taken(name, current.version, current.manifest)
         return None
 
     def _of_forms(
         self, modules: forms_file.Modules, told: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Source], dict[str, Blob]]:
         """Manifest, contents by digest, and blobs by name."""
-        files = forms_file.dump(modules)
-        blobs = {name: Blob(canonical.digest(data), len(data)) for name, data in files.items()}
+        blobs, files = contents(forms_file.dump(modules))
         counted = {"matched": len(modules), "total": len(self.base.modules)}
         fields = {**forms_file.facts(modules), "modules": counted, **told}
-        contents: dict[str, Source] = {blobs[name].digest: data for name, data in files.items()}
-        return self._manifest(forms_file.FORMS_FILE, blobs, fields), contents, blobs
-
-    def _manifest(self, weights: str, blobs: Mapping[str, Blob], fields: Mapping[str, Any]) -> dict[str, Any]:
-        """weights: name of the file whose size is the adapter's."""
-        return {
-            "schema": 1,
-            "base": {"id": self.base.id, "fingerprint": self.base.fingerprint},
-            "bytes": blobs[weights].size,
-            "blobs": {name: {"digest": blob.digest, "size": blob.size} for name, blob in blobs.items()},
-            "compression": None,
-            **fields,
-        }
+        return manifest_of(self.base, blobs[forms_file.FORMS_FILE], blobs, fields), files, blobs
 
     def _append(
         self,
@@ -358,12 +358,13 @@ class AdapterRegistry:
         blobs: Mapping[str, Blob],
         if_match: str | None,
         replace: bool,
+        proof: Proof | None = None,
     ) -> tuple[AdapterInfo, bool]:
         for _ in range(_ATTEMPTS):
             current = self._check_free(tenant, name, blobs, if_match, replace)
             if current and (self._sound(current) or self._restored(current, manifest, files)):
                 return self._shown(current), False
-            if record := self._log.commit(tenant, name, self._next(tenant, name), event, manifest, files):
+            if record := self._log.commit(tenant, name, self._next(tenant, name), event, manifest, files, proof):
                 self._damaged.difference_update(files)
                 return self._committed(tenant, name, record), True
             self._refresh_name(tenant, name)

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from server.engine.async_engine import AsyncEngine
 from server.engine.build import build_engine
 from server.engine.compute_threads import in_passing
 from server.engine.limits import EngineLimits
+from server.intake import Intake
 from server.loading import ending_at_once
 from server.metrics import Metrics
 from server.model.errors import ModelLoadError
@@ -54,7 +56,8 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     registry = AdapterRegistry(store, base.spec, _upload_limits(settings, base.dtype))
     if settings.preload is not None:
         preload(registry, settings.preload)
-    trials = Trials(lambda digest: in_memory(registry.load(digest), settings.adapter_dtype, base.spec.embeddings))
+    served = partial(in_memory, dtype=settings.adapter_dtype, embeddings=base.spec.embeddings)
+    trials = Trials(lambda digest: served(registry.load(digest)))
     engine = build_engine(base, _limits(settings), trials.load, settings.quantize, compiling=settings.compile)
     api_settings = ApiSettings(
         staging=store.staging,
@@ -62,7 +65,9 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
         max_upload_bytes=int(settings.max_upload_bytes),
         loopback_only=is_loopback(settings.host),
     )
-    services = Services(engine, registry, Compressor(registry, engine, trials), Metrics(), api_settings, drain)
+    intake = Intake(registry, engine, trials, served, engine.info.device_memory_bytes)
+    compressor = Compressor(registry, engine, trials)
+    services = Services(engine, registry, intake, compressor, Metrics(), api_settings, drain)
     # A bucket would be read from end to end by every server that starts: there, files are verified as they are used.
     verified = None if is_remote(settings.store) else registry
     return create_api(services, lifespan=_lifespan(engine, verified))

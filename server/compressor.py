@@ -52,6 +52,8 @@ class Compressor:
         self._check_original(source)
         weights = await asyncio.to_thread(self._registry.load, source.digest)
         made = await asyncio.to_thread(compress, weights, recipe, self._registry.base.embeddings)
+        match = source.digest if own else None
+        await asyncio.to_thread(self._registry.require_free, name, made.modules, tenant, match, replace)
         prompts = tuple(probe or PROMPTS)
         divergence = await self._measured(weights, made, bounds, prompts, tenant)
         told = self._told(source, made, divergence, prompts)
@@ -64,7 +66,7 @@ class Compressor:
             "compress",
             told,
             tenant=tenant,
-            if_match=source.digest if own else None,
+            if_match=match,
             replace=replace,
         )
         return info, created, told["module_errors"]
@@ -116,7 +118,8 @@ class Compressor:
     ) -> Divergence:
         """How far the answers are apart. Raises AdapterInvalid `too_lossy`."""
         _check("max_error", "relative error", made.relative_error, bounds.max_error)
-        with self._trials.on_trial(weights) as original, self._trials.on_trial(_weights(made)) as changed:
+        engine, trials = self._engine, self._trials
+        with trials.on_trial(engine, weights) as original, trials.on_trial(engine, _weights(made)) as changed:
             divergence = await measure(self._engine, prompts, original, changed, tenant)
         _check("max_divergence", "mean KL divergence", divergence.mean_kl, bounds.max_divergence)
         return divergence

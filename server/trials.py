@@ -4,10 +4,18 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Protocol
 
 from adapters_store.forms import AdapterWeights
+from server.engine.request import TRIAL
 
 Load = Callable[[str], AdapterWeights]
+
+
+class Engine(Protocol):
+    """What is needed of the engine."""
+
+    def discard(self, digest: str) -> None: ...
 
 
 class Trials:
@@ -22,14 +30,15 @@ class Trials:
         return self._weights.get(digest) or self._stored(digest)
 
     @contextmanager
-    def on_trial(self, weights: AdapterWeights) -> Iterator[str]:
+    def on_trial(self, engine: Engine, weights: AdapterWeights) -> Iterator[str]:
         """A digest under which the engine finds these weights while the context lasts; no other adapter has it.
 
-        What the engine has loaded meanwhile leaves its memory when others need the room.
+        Whoever uses it must have ended or aborted its requests before the end, when the engine discards the adapter.
         """
-        digest = f"trial-{secrets.token_hex(16)}"
+        digest = f"{TRIAL}{secrets.token_hex(16)}"
         self._weights[digest] = replace(weights, digest=digest)
         try:
             yield digest
         finally:
             del self._weights[digest]
+            engine.discard(digest)

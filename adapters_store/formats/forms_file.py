@@ -28,7 +28,7 @@ from adapters_store.forms import (
     ReplacedWeight,
     SharedBasis,
 )
-from adapters_store.limits import Limits
+from adapters_store.limits import HeaderLimits, Limits
 from adapters_store.safetensors_header import DTYPES, read_header
 from kernels import reference
 
@@ -36,6 +36,8 @@ FORMS_FILE = "adapter_forms.safetensors"
 BASIS_FILE = "adapter_basis.safetensors"
 Modules = Mapping[str, tuple[Form, ...]]
 _DTYPES = {**DTYPES, "I8": torch.int8, "U8": torch.uint8}
+MAX_PARTS = 8  # tensors of a module
+MAX_ENTRY_BYTES = 512  # of the header: a module's name, its shape and its place
 _BASIS = ("u", "v")  # parts that lie in the basis file
 
 
@@ -57,12 +59,21 @@ def load(paths: Mapping[str, Path], base: BaseSpec, limits: Limits) -> dict[str,
     """
     parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for path in (paths[name] for name in (FORMS_FILE, BASIS_FILE) if name in paths):
-        entries = read_header(path, limits.header, _DTYPES)
+        entries = read_header(path, _own_limits(base, limits.header), _DTYPES)
         with path.open("rb") as file:
             for entry in entries.values():
                 module, _, part = entry.name.rpartition(".")
                 parts[module][part] = read_tensor(file, entry)
     return {name: _forms(name, found, base.modules.get(name)) for name, found in parts.items()}
+
+
+def _own_limits(base: BaseSpec, uploads: HeaderLimits) -> HeaderLimits:
+    """Room for every part of every module, for the file is our own: the limits of uploads would end at 6,666 modules.
+
+    A file of more than the base has room for is still refused.
+    """
+    tensors = max(uploads.tensors, MAX_PARTS * len(base.modules))
+    return HeaderLimits(max(uploads.header_bytes, MAX_ENTRY_BYTES * tensors), tensors)
 
 
 def facts(modules: Modules) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections import OrderedDict, defaultdict
 from dataclasses import asdict, dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +21,7 @@ from adapters_store.formats import peft_config, peft_plan
 from adapters_store.formats.peft_plan import LowRankPlan, Plan, ReplacementPlan
 from adapters_store.formats.tensors import blocks, read, scan
 from adapters_store.forms import AdapterWeights, BaseSpec, Form, LowRank, ReplacedWeight
-from adapters_store.info import Notice
+from adapters_store.info import BaseCheck, Notice
 from adapters_store.limits import Limits
 from adapters_store.safetensors_header import TensorEntry, raw_header, read_header
 
@@ -37,7 +37,7 @@ _COPY_TOLERANCE = 1e-2  # relative; bfloat16 keeps 8 bits
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What the file is, as manifest fields. Equal files on an equal base give equal fields."""
+    """What the file is. Equal files on an equal base give equal manifest fields; base: how it fits ours."""
 
     kind: str
     forms: tuple[str, ...]
@@ -45,9 +45,10 @@ class Imported:
     rank: dict[str, int]
     parameters: int
     warnings: tuple[dict[str, str], ...]
+    base: BaseCheck
 
     def manifest_fields(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "base"}
 
 
 def inspect(config: bytes, weights: Path, base: BaseSpec, limits: Limits) -> Imported:
@@ -70,6 +71,7 @@ def inspect(config: bytes, weights: Path, base: BaseSpec, limits: Limits) -> Imp
         rank={"min": min(ranks), "max": max(ranks)},
         parameters=sum(entry.count for entry in entries),
         warnings=tuple(asdict(notice) for notice in plan.notices),
+        base=_base_check(plan, base),
     )
 
 
@@ -116,6 +118,13 @@ class Loader:
 def _plan(config: bytes, weights: Path, base: BaseSpec, limits: Limits) -> Plan:
     entries = read_header(weights, limits.header)
     return peft_plan.make(peft_config.parse(config, limits.config_bytes), entries.values(), base, limits)
+
+
+def _base_check(plan: Plan, base: BaseSpec) -> BaseCheck:
+    """After `_Values.check`, which has compared all copies that there are."""
+    compared = base.weight is not None and any(len(entry.shape) == 2 for _, entry in plan.copies)
+    by_name: Literal["name", "shapes"] = "name" if plan.named == base.id else "shapes"
+    return BaseCheck("weights" if compared else by_name, shorten(plan.named) if plan.named else None)
 
 
 def _second_opinion(weights: Path) -> None:

@@ -1,30 +1,33 @@
 """Forms as a PEFT folder: what anybody's PEFT loads, for adapters whose own file is none.
 
 `d` goes into B, so that PEFT's scale alpha / r is 1; factors become float32, in which those of fewer bits, and the
-product of a shared basis and a core, are exact to 24 bits.
+product of a shared basis and a core, are exact to 24 bits. The file of weights, several times as large as the forms, is
+made tensor by tensor while it is read.
 """
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from adapters_store.formats.forms_file import Modules
 from adapters_store.formats.peft import CONFIG_FILE, WEIGHTS_FILE
-from adapters_store.forms import BaseSpec, Delta, ModuleSpec, ReplacedWeight
+from adapters_store.forms import BaseSpec, Delta, Form, ModuleSpec, ReplacedWeight
+from adapters_store.safetensors_header import DTYPES
 
 _PREFIX = "base_model.model."
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def export(filename: str, modules: Modules, base: BaseSpec) -> bytes:
-    """The bytes of `adapter_config.json` or `adapter_model.safetensors`. Raises KeyError for another name."""
+def export(filename: str, modules: Modules, base: BaseSpec) -> tuple[int, Iterator[bytes]]:
+    """Size and bytes of `adapter_config.json` or `adapter_model.safetensors`. Raises KeyError for another name."""
     makers = {CONFIG_FILE: _config, WEIGHTS_FILE: _weights}
     return makers[filename](modules, base)
 
 
-def _config(modules: Modules, base: BaseSpec) -> bytes:
+def _config(modules: Modules, base: BaseSpec) -> tuple[int, Iterator[bytes]]:
     lowrank = _low_rank(modules)
     rank = max((form.rank for form in lowrank.values()), default=1)
     others = {re.escape(name): form.rank for name, form in lowrank.items() if form.rank != rank}
@@ -45,18 +48,41 @@ def _config(modules: Modules, base: BaseSpec) -> bytes:
         "lora_dropout": 0.0,
         "bias": "none",
     }
-    return json.dumps(fields, indent=2).encode()
+    data = json.dumps(fields, indent=2).encode()
+    return len(data), iter([data])
 
 
-def _weights(modules: Modules, base: BaseSpec) -> bytes:
-    tensors: dict[str, torch.Tensor] = {}
+def _weights(modules: Modules, base: BaseSpec) -> tuple[int, Iterator[bytes]]:
+    """Every tensor is made twice, first for its shape alone; widest types come first, so that all are aligned."""
     biased = any(form.bias is not None for form in _low_rank(modules).values())
-    for name, forms in modules.items():
-        for form in forms:
-            parts = _whole(form) if isinstance(form, ReplacedWeight) else _factors(form, base.modules[name], biased)
-            tensors |= {f"{_PREFIX}{name}.{part}": tensor.contiguous() for part, tensor in parts.items()}
-    data: bytes = save(tensors, metadata={"format": "pt"})
-    return data
+    places = [
+        (-tensor.element_size(), name, part, _NAMES[tensor.dtype], tensor.shape, tensor.nbytes)
+        for name, forms in modules.items()
+        for part, tensor in _parts(forms, base.modules[name], biased).items()
+    ]
+    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for _, name, part, dtype, shape, size in sorted(places):
+        entry = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+        fields[f"{_PREFIX}{name}.{part}"] = entry
+        end += size
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    header = text.ljust(-(-len(text) // 8) * 8)
+
+    def pieces() -> Iterator[bytes]:
+        yield len(header).to_bytes(8, "little") + header
+        for _, name, part, *_ in sorted(places):
+            tensor = _parts(modules[name], base.modules[name], biased)[part]
+            yield tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+    return 8 + len(header) + end, pieces()
+
+
+def _parts(forms: tuple[Form, ...], spec: ModuleSpec, biased: bool) -> dict[str, torch.Tensor]:
+    parts: dict[str, torch.Tensor] = {}
+    for form in forms:
+        parts |= _whole(form) if isinstance(form, ReplacedWeight) else _factors(form, spec, biased)
+    return parts
 
 
 def _factors(delta: Delta, spec: ModuleSpec, biased: bool) -> dict[str, torch.Tensor]:

@@ -44,8 +44,10 @@ class ReplacementPlan:
 
 @dataclass(slots=True)
 class Plan:
-    """Every tensor of the file, each in one place. copies: the base's own weights, to be compared with the base."""
+    """Every tensor of the file, each in one place. copies: the base's own weights, to be compared with the base;
+    named: the base that the config names."""
 
+    named: str | None = None
     lowrank: list[LowRankPlan] = field(default_factory=list)
     replaced: list[ReplacementPlan] = field(default_factory=list)
     copies: list[tuple[str, TensorEntry]] = field(default_factory=list)
@@ -66,7 +68,7 @@ def make(config: PeftConfig, entries: Iterable[TensorEntry], base: BaseSpec, lim
     saved = {base.head} if config.modules_to_save else set()
     if not targeted and not saved:
         raise _no_targets(config, base)
-    plan = Plan()
+    plan = Plan(named=config.base_model_name_or_path)
     for name, tensors in sorted(grouped.items()):
         _place(plan, tensors, base.modules[name], matcher, name in targeted, name in saved)
     if not plan.modules:

@@ -92,8 +92,13 @@ def loss_of(model: Any, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 def train(task: Task, recipe: Recipe, seed: int) -> tuple[Any, Any]:
     """The base with a freshly trained adapter on it, and the tokenizer."""
-    torch.manual_seed(seed)
     base, tokenizer = load_base()
+    return fit(base, tokenizer, task, recipe, seed), tokenizer
+
+
+def fit(base: Any, tokenizer: Any, task: Task, recipe: Recipe, seed: int) -> Any:
+    """The base, changed in place: with a freshly trained adapter on it. seed: of its first factors and its items."""
+    torch.manual_seed(seed)
     base.name_or_path = BASE_ID
     lora = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=BASE_ID, **recipe.lora)
     model: Any = get_peft_model(base, lora)
@@ -116,7 +121,7 @@ def train(task: Task, recipe: Recipe, seed: int) -> tuple[Any, Any]:
         if step % 10 == 0 or step == 1:
             seconds = time.monotonic() - begun
             print(f"{task.name} step {step}/{recipe.steps} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
-    return model, tokenizer
+    return model
 
 
 def save(model: Any, folder: Path) -> int:

@@ -58,19 +58,24 @@ class Engine(Protocol):
     async def unpin(self, digest: str) -> None: ...
 
 
-class Registry(Protocol):
-    """Adapters by name. `resolve` is a lookup in memory; the others may touch the disk."""
+class Intake(Protocol):
+    """The way in for uploads; the answer is the version, and whether it is new."""
 
-    def add(
+    async def add(
         self,
         name: str,
         config: bytes,
-        weights_path: Path,
+        weights: Path,
         *,
         tenant: str = "public",
         if_match: str | None = None,
         replace: bool = False,
     ) -> tuple[AdapterInfo, bool]: ...
+
+
+class Registry(Protocol):
+    """Adapters by name. `resolve` is a lookup in memory; the others may touch the disk."""
+
     def resolve(self, reference: str, tenant: str = "public") -> AdapterRef: ...
     def info(self, reference: str, tenant: str = "public") -> AdapterInfo: ...
     def list(
@@ -131,6 +136,7 @@ class Services:
 
     engine: Engine
     adapters: Registry
+    intake: Intake
     compressor: Compressor
     metrics: Metrics
     settings: ApiSettings

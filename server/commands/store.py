@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.client import ClientError
 from server.commands.terminal import JsonOption, UsageError, progress_bar, say, say_json, size
 from server.settings import load, variable
 
@@ -22,12 +23,15 @@ StoreOption = Annotated[
 
 
 def fsck(store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Read the whole store and report what is damaged or missing; exit code 1 if anything is."""
+    """Read the whole store and report what is damaged or missing; exit code 1 if anything is, or nothing is there."""
     from adapters_store.fsck import check
 
-    log = _opened(_address(store))
+    address = _address(store)
+    log = _opened(address)
     with progress_bar("fsck", "done") as progress:
         report = check(log, progress)
+    if not report.versions and log.empty():
+        raise _nothing(address)
     if as_json:
         say_json(asdict(report))
     else:
@@ -49,8 +53,11 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """List, or remove, files that belong to no version of any adapter: what failed uploads left."""
-    log = _opened(_address(store))
+    address = _address(store)
+    log = _opened(address)
     found = log.unreferenced(before=datetime.now(UTC) - timedelta(hours=grace_hours))
+    if not found and log.empty():
+        raise _nothing(address)
     taken = {key: item for key, item in sorted(found.items()) if not delete or log.discard(key, item)}
     total = sum(item.size for item in taken.values())
     if as_json:
@@ -77,4 +84,10 @@ def _address(store: str | None) -> str:
 def _opened(address: str) -> "Log":
     from adapters_store.log import open_store
 
-    return open_store(address)
+    return open_store(address, writing=False)
+
+
+def _nothing(address: str) -> ClientError:
+    """A mistyped prefix of a bucket is as empty as a store that was never used; only a person can tell them apart."""
+    text = f"there is nothing at {address}: no version of any adapter, and no file"
+    return ClientError(text, "store_empty", hint="check the address, prefix included")

@@ -210,6 +210,16 @@ class AdapterPool:
         self._loading.discard(digest)
         self.counters.failures += 1
 
+    def expects(self, digest: str) -> bool:
+        """Whether a load of this adapter has begun and is still wanted."""
+        return digest in self._loading
+
+    def discard(self, digest: str) -> None:
+        """Forget an adapter: a wish, a load that has begun, and its place unless it is in use or pinned."""
+        self._wanted.pop(digest, None)
+        self._loading.discard(digest)
+        self.drop(digest)
+
     def pin(self, digest: str) -> None:
         """Keep an adapter resident; it is loaded if it is not there yet."""
         self._pinned.add(digest)

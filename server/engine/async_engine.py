@@ -176,6 +176,10 @@ class AsyncEngine:
     async def unpin(self, digest: str) -> None:
         await self._apply(self._core.scheduler.adapters.unpin, digest)
 
+    def discard(self, digest: str) -> None:
+        """Have the engine forget an adapter that nobody will ask for again, once earlier aborts have taken effect."""
+        self._post(lambda: self._core.discard(digest))
+
     def healthy(self) -> bool:
         """False if the engine thread is gone or has not stepped for minutes with work to do."""
         return self._thread.is_alive() and not self._failed and self._core.seconds_since_step() < DEAD_SECONDS

@@ -15,9 +15,10 @@ from server.engine.copiers import Arrival
 from server.engine.model_runner import ModelRunner
 from server.engine.packing import PackedAdapter
 from server.engine.quarantine import Quarantine
-from server.engine.request import FinishReason, StepOutput, WeightedAdapter
+from server.engine.request import TRIAL, FinishReason, StepOutput, WeightedAdapter, named
 from server.engine.sampler import Sampled
 from server.engine.scheduler import Scheduler
+from server.engine.sequence import Sequence
 from server.engine.status import EngineStats, Residency
 from server.errors import EngineFailure, ModelOutputInvalid, NotReady
 
@@ -87,7 +88,7 @@ class EngineCore:
         bad = self._quarantine.refused(answer.sequence.digests)
         if bad is not None:
             error = NotReady(
-                f"Adapter sha256:{bad} gave no valid numbers several times and is refused for some minutes. "
+                f"{named(bad)} gave no valid numbers several times and is refused for some minutes. "
                 "Check its weights (an `extreme_delta` warning?) and upload a mended one.",
                 code="adapter_quarantined",
             )
@@ -102,6 +103,13 @@ class EngineCore:
         """Drop a request and free what it holds; unknown or ended ones are ignored."""
         answer = self._answers.get(request_id)
         return [self._end(answer, StepOutput(finish_reason=FinishReason.ABORT))] if answer else []
+
+    def discard(self, digest: str) -> Outputs:
+        """Free what an adapter holds that nobody will ask for again; one that is in use stays."""
+        self._staged = [adapter for adapter in self._staged if adapter.digest != digest]
+        self.scheduler.adapters.discard(digest)
+        self._loader.host.drop(digest)
+        return []
 
     def step(self) -> Outputs:
         """Do one round: begin to load what is asked for, place adapters that have arrived, compute a batch.
@@ -185,8 +193,8 @@ class EngineCore:
             host_misses_total=loader.host.counters.misses,
             host_evictions_total=loader.host.counters.evictions,
             kv_blocks_lent=blocks.num_lent,
-            running_adapters=tuple(sorted({d for s in scheduler.running for d in s.digests})),
-            waiting_adapters=tuple(sorted({d for s in scheduler.waiting for d in s.digests})),
+            running_adapters=_digests(scheduler.running),
+            waiting_adapters=_digests(scheduler.waiting),
         )
 
     def _begin_loads(self) -> None:
@@ -209,6 +217,9 @@ class EngineCore:
                 self.scheduler.adapters.arrived(digest)
                 self._arrivals.remove((digest, arrival))
         for loaded in self._loader.poll():
+            if not self.scheduler.adapters.expects(loaded.digest):
+                self._loader.host.drop(loaded.digest)  # discarded while it was read
+                continue
             if loaded.adapter is None:
                 outputs += self._fail_load(loaded)
             else:
@@ -242,7 +253,7 @@ class EngineCore:
     def _refuse(self, adapter: PackedAdapter) -> Outputs:
         """The head of the queue has no room for this adapter beside its others; who else waits for it still may."""
         error = NotReady(
-            f"Adapter sha256:{adapter.digest} ({adapter.num_bytes} bytes) does not fit the adapter memory "
+            f"{named(adapter.digest)} ({adapter.num_bytes} bytes) does not fit the adapter memory "
             "beside what this request and pins need; raise --adapter-memory or --device-memory.",
             code="adapter_memory_full",
         )
@@ -327,3 +338,8 @@ class EngineCore:
         del self._answers[sequence.request_id]
         self.scheduler.remove(sequence)
         return sequence.request_id, output
+
+
+def _digests(sequences: Iterable[Sequence]) -> tuple[str, ...]:
+    """The adapters of these sequences that have a name: those on trial have none."""
+    return tuple(sorted({d for s in sequences for d in s.digests if not d.startswith(TRIAL)}))

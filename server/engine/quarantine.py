@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
-from server.engine.request import WeightedAdapter
+from server.engine.request import TRIAL, WeightedAdapter
 
 FAILURES = 3  # requests without valid numbers before an adapter is refused
 SECONDS = 600.0  # how long a failure counts; then the adapter may try again
@@ -21,8 +21,8 @@ class Quarantine:
         self._failures: dict[str, list[float]] = defaultdict(list)
 
     def blame(self, adapters: tuple[WeightedAdapter, ...]) -> None:
-        """A request with these adapters had no valid numbers."""
-        if len(adapters) == 1 and adapters[0].weight == 1:
+        """A request with these adapters had no valid numbers. One on trial will not come again under its digest."""
+        if len(adapters) == 1 and adapters[0].weight == 1 and not adapters[0].digest.startswith(TRIAL):
             self._failures[adapters[0].digest].append(self._clock())
 
     def refused(self, digests: Iterable[str]) -> str | None:

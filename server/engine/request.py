@@ -7,6 +7,14 @@ from typing import Any
 
 from adapters_store.errors import CodedError
 
+# Begins the digest of an adapter that is only measured: nobody outside can do anything with such a digest.
+TRIAL = "trial-"
+
+
+def named(digest: str) -> str:
+    """An adapter in the text of an error."""
+    return "The adapter on trial" if digest.startswith(TRIAL) else f"Adapter sha256:{digest}"
+
 
 class FinishReason(StrEnum):
     """Why a request ended."""

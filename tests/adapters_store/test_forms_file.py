@@ -9,7 +9,7 @@ from safetensors.torch import save
 from adapters_store.compression import int4
 from adapters_store.errors import AdapterInvalid
 from adapters_store.formats import forms_file
-from adapters_store.forms import Form, Int4LowRank, LowRank, ReplacedWeight, SharedBasis
+from adapters_store.forms import BaseSpec, Form, Int4LowRank, LowRank, ModuleSpec, ReplacedWeight, SharedBasis
 from adapters_store.limits import Limits
 from tests.adapters_store.support import BASE, NARROW, VOCABULARY, WIDTH
 
@@ -131,3 +131,17 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, change: dict[str, torch.Te
     with pytest.raises(AdapterInvalid) as caught:
         load({NAMES[0]: save(tensors)}, tmp_path)
     assert caught.value.code == "shape_mismatch"
+
+
+def test_as_many_modules_as_the_base_has(tmp_path: Path) -> None:
+    """Three tensors each: more than an upload may hold."""
+    count, width = 7_000, 256
+    names = [f"model.layers.{number}.mlp.experts.down_proj" for number in range(count)]
+    specs = dict.fromkeys(names, ModuleSpec("linear", width, width))
+    paths = {forms_file.FORMS_FILE: tmp_path / "forms"}
+    made = {name: (LowRank(ints(1, width), ints(width, 1), torch.ones(1)),) for name in names}
+    paths[forms_file.FORMS_FILE].write_bytes(forms_file.dump(made)[forms_file.FORMS_FILE])
+    assert len(forms_file.load(paths, BaseSpec("many", "f" * 64, specs), Limits())) == count
+    with pytest.raises(AdapterInvalid) as caught:
+        forms_file.load(paths, BASE, Limits())
+    assert caught.value.code == "header_limits"

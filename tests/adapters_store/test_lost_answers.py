@@ -57,6 +57,8 @@ def test_no_answer_at_all_says_so(after: bool) -> None:
         Objects(bucket).publish(BLOBS, RECORD)
     assert (caught.value.status, caught.value.code, caught.value.retry_after) == (503, "store_unavailable", 2.0)
     assert "Nothing was changed" not in caught.value.message
+    assert "send the same again" not in caught.value.message, "a deletion could take what others uploaded since"
+    assert "only an upload may simply be sent again" in caught.value.message
     assert bucket.names.count("create") == 3
     assert Objects(Bucket(bucket.store)).exists(RECORD[0]) == after
 

@@ -8,14 +8,11 @@ from pathlib import Path
 import pytest
 
 from adapters_store import canonical
-from adapters_store.errors import AdapterConflict, AdapterCorrupt, CodedError, StorageFull, StoreUnavailable
+from adapters_store.errors import AdapterConflict, AdapterCorrupt, CodedError, StoreUnavailable
 from adapters_store.formats import peft
-from adapters_store.local import LocalObjects
-from adapters_store.log import Log
 from adapters_store.objects import Objects
 from adapters_store.registry import AdapterRegistry
-from tests.adapters_store.support import BASE, Upload, factors, race, restarted, write
-from tests.adapters_store.test_local import FailingDisk
+from tests.adapters_store.support import Upload, race, restarted
 
 
 def rot(objects: Objects, prefix: str, change: Callable[[bytes], bytes]) -> None:
@@ -189,18 +186,3 @@ def test_racing_replacements_without_condition_all_count(registry: AdapterRegist
     outcomes = race(6, lambda number: upload("legal", number, replace=True)[0].version)
     assert sorted(str(outcome) for outcome in outcomes) == ["1", "2", "3", "4", "5", "6"]
     assert len({item.digest for item in registry.versions("legal")}) == 6
-
-
-@pytest.mark.parametrize("at", range(1, 27, 4))
-def test_a_full_disk_is_507_and_changes_nothing(tmp_path: Path, at: int) -> None:
-    sound = LocalObjects(tmp_path / "store")
-    registry = AdapterRegistry(Log(sound), BASE)
-    first, _ = registry.add("legal", *write(tmp_path / "1", factors(1)))
-    failing = AdapterRegistry(Log(LocalObjects(tmp_path / "store", FailingDisk(at))), BASE)
-    before = sound.sizes("")
-    with pytest.raises(StorageFull):
-        failing.add("legal", *write(tmp_path / "2", factors(2)), replace=True)
-    assert sound.sizes("") == before
-    assert failing.resolve("legal").digest == first.digest
-    assert failing.load(first.digest).modules
-    assert failing.add("legal", *write(tmp_path / "2", factors(2)), replace=True)[0].version == 2

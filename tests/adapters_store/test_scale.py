@@ -1,7 +1,8 @@
-"""Thousands of adapters in a folder: what a start, a listing and a look-up take. Prints figures, asserts none."""
+"""Thousands of adapters in a folder or a bucket: what a start, a listing and a look-up take. Prints figures."""
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,17 +11,19 @@ import pytest
 from adapters_store import canonical
 from adapters_store.local import LocalObjects
 from adapters_store.log import Log, open_store
+from adapters_store.places import open_objects
 from adapters_store.registry import AdapterRegistry
+from tests.adapters_store.s3 import S3
 from tests.adapters_store.support import BASE
 from tests.adapters_store.test_local import FailingDisk
 from tests.adapters_store.test_records import MANIFEST
 
 
-def fill(store: Path, count: int) -> None:
-    """Adapters of one config and different weights, not synced: it is not the upload that is measured."""
-    log = Log(LocalObjects(store, FailingDisk()))
+def fill(log: Log, count: int) -> None:
+    """Adapters of one config and different weights; it is not the upload that is measured."""
     config = b"config"
-    for number in range(count):
+
+    def commit(number: int) -> None:
         weights = str(number).encode()
         files = {canonical.digest(content): content for content in (config, weights)}
         blobs = {
@@ -28,8 +31,11 @@ def fill(store: Path, count: int) -> None:
             for name, (digest, content) in zip(("config", "weights"), files.items(), strict=True)
         }
         assert log.commit("public", f"adapter-{number:05}", 1, "upload", {**MANIFEST, "blobs": blobs}, files)
-        if (number + 1) % 1000 == 0:
-            print(f"{number + 1} of {count} adapters written", flush=True)
+
+    with ThreadPoolExecutor(8) as pool:
+        for done, _ in enumerate(pool.map(commit, range(count)), 1):
+            if done % 1000 == 0:
+                print(f"{done} of {count} adapters written", flush=True)
 
 
 @contextmanager
@@ -43,9 +49,22 @@ def timed(what: str, times: int = 1) -> Iterator[None]:
 @pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.deep)])
 def test_thousands_of_adapters(tmp_path: Path, count: int) -> None:
     with timed(f"writing {count} adapters"):
-        fill(tmp_path, count)
+        fill(Log(LocalObjects(tmp_path, FailingDisk())), count)  # not synced
+    use(str(tmp_path), count)
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(10_000, marks=pytest.mark.deep)])
+def test_thousands_of_adapters_in_a_bucket(s3: S3, count: int) -> None:
+    """moto answers in this process, one request at a time: its own work is most of what is printed here."""
+    url = s3.url()
+    with timed(f"writing {count} adapters"):
+        fill(Log(open_objects(url)), count)
+    use(url, count)
+
+
+def use(url: str, count: int) -> None:
     with timed("start: the store opened, the log read, all files found"):
-        registry = AdapterRegistry(open_store(str(tmp_path)), BASE)
+        registry = AdapterRegistry(open_store(url), BASE)
     with timed("listing, a page of 100"):
         page, cursor = registry.list(limit=100)
     with timed("listing, all in one page"):
@@ -56,6 +75,6 @@ def test_thousands_of_adapters(tmp_path: Path, count: int) -> None:
     with timed("a digest resolved", count):
         for info in infos:
             registry.resolve(f"sha256:{info.digest}")
-    assert (len(page), cursor, end) == (100, "adapter-00099", None)
+    assert (len(page), cursor, end) == (min(count, 100), "adapter-00099" if count > 100 else None, None)
     assert [info.name for info in infos] == [f"adapter-{number:05}" for number in range(count)]
     assert not any(notice.code == "adapter_corrupt" for info in infos for notice in info.warnings)

@@ -12,6 +12,7 @@ from server.api.services import ApiSettings, Services
 from server.metrics import Metrics
 from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import FakeEngine
+from tests.api.fake_intake import FakeIntake
 from tests.api.fake_registry import FakeRegistry
 
 
@@ -49,7 +50,7 @@ def compressor(registry: FakeRegistry) -> FakeCompressor:
 
 @pytest.fixture
 def services(engine: FakeEngine, registry: FakeRegistry, compressor: FakeCompressor, settings: ApiSettings) -> Services:
-    return Services(engine, registry, compressor, Metrics(), settings)
+    return Services(engine, registry, FakeIntake(registry), compressor, Metrics(), settings)
 
 
 @pytest.fixture

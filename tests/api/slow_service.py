@@ -17,6 +17,7 @@ from server.metrics import Metrics
 from server.serving import serve
 from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import FIRST_BYTE, FakeEngine
+from tests.api.fake_intake import FakeIntake
 from tests.api.fake_registry import FakeRegistry
 
 
@@ -34,7 +35,7 @@ def main(port: int, drain_seconds: float) -> None:
     with tempfile.TemporaryDirectory() as staging:
         registry = FakeRegistry()
         settings = ApiSettings(staging=Path(staging))
-        services = Services(engine, registry, FakeCompressor(registry), Metrics(), settings)
+        services = Services(engine, registry, FakeIntake(registry), FakeCompressor(registry), Metrics(), settings)
         serve(create_api(services), services.drain, "127.0.0.1", port, drain_seconds)
 
 

@@ -51,9 +51,25 @@ async def test_one_adapter(client: Client, engine: FakeEngine, registry: FakeReg
         "provenance": {"type": "upload"},
         "compression": None,
         "warnings": [],
+        "proof": None,
         "residency": "resident",
         "pinned": True,
     }
+
+
+async def test_an_upload_tells_its_proof(client: Client) -> None:
+    parts = {"config": CONFIG, "weights": b"new"}
+    answer = await client.put("/adapters/new", files=parts)
+    assert answer.status_code == 201
+    assert answer.json()["proof"] == {
+        "modules": {"matched": 2, "total": 2},
+        "base": {"by": "name", "named": MODEL_ID},
+        "probe": {"tokens": 53, "max_change": 1.5, "greedy_changed": 0.25},
+        "reason": None,
+    }
+    assert (await client.get("/adapters/new")).json()["proof"] == answer.json()["proof"]
+    again = await client.put("/adapters/new", files=parts)
+    assert (again.status_code, again.json()["proof"]) == (200, answer.json()["proof"])
 
 
 async def test_versions_and_rollback(client: Client, registry: FakeRegistry) -> None:

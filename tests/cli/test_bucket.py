@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from adapters_store.log import open_store
+from adapters_store.places import open_objects
 from server.commands import checks
 from server.commands.checks import State
 from server.settings import load
@@ -46,6 +47,11 @@ def test_upkeep_of_a_bucket(polyrank: Polyrank, s3: S3) -> None:
     filled(open_store(url))
     assert polyrank("fsck", "--store", url).code == 0
     assert polyrank("gc", "--store", url, "--delete").out == "0 files (0 B) removed\n"
+    for command in ("fsck", "gc"):
+        mistyped = polyrank(command, "--store", f"{url}x")
+        assert (mistyped.code, mistyped.out) == (1, "")
+        assert f"there is nothing at {url}x" in mistyped.err
+    assert not open_objects(f"{url}x").listing(""), "upkeep left something where there is no store"
     missing = polyrank("fsck", "--store", "s3://nowhere/p")
     assert missing.code == 1
     assert missing.err.endswith("(store_not_found)\n")

@@ -81,5 +81,23 @@ def test_what_is_no_store(polyrank: Polyrank, tmp_path: Path, command: str) -> N
     assert polyrank(command, "--store", "ftp://x").code == 2
 
 
+@pytest.mark.parametrize("command", ["fsck", "gc"])
+def test_a_store_with_nothing_in_it(polyrank: Polyrank, tmp_path: Path, command: str) -> None:
+    open_store(str(tmp_path / "store"))
+    result = polyrank(command, "--store", tmp_path / "store")
+    assert (result.code, result.out) == (1, "")
+    assert f"there is nothing at {tmp_path / 'store'}" in result.err
+    assert "check the address" in result.err
+
+
+def test_a_store_whose_only_file_belongs_to_nobody_is_not_empty(polyrank: Polyrank, tmp_path: Path) -> None:
+    """What a first upload that failed left, younger than the grace."""
+    log = open_store(str(tmp_path / "store"))
+    log._objects.publish({f"blobs/sha256/{'0' * 64}": b"orphan"})
+    assert polyrank("gc", "--store", tmp_path / "store").code == 0
+    found = polyrank("fsck", "--store", tmp_path / "store")
+    assert (found.code, found.out.splitlines()[1]) == (0, "1 more files belong to no version: see `polyrank gc`")
+
+
 def test_a_grace_that_an_upload_could_outlast_is_refused(polyrank: Polyrank, store: Path) -> None:
     assert polyrank("gc", "--store", store, "--grace-hours", "0.5").code == 2

@@ -16,6 +16,7 @@ from server.api.services import ApiSettings, Services
 from server.metrics import Metrics
 from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import MODEL_ID, FakeEngine
+from tests.api.fake_intake import FakeIntake
 from tests.api.fake_registry import FakeRegistry
 from tests.support.models import save_tiny, tiny_model
 from tests.support.peft_oracle import random_lora
@@ -38,7 +39,9 @@ def fake_server() -> Iterator[LiveServer]:
     registry.put("poet")
     with tempfile.TemporaryDirectory() as staging:
         settings = ApiSettings(staging=Path(staging))
-        api = create_api(Services(FakeEngine(), registry, FakeCompressor(registry), Metrics(), settings))
+        api = create_api(
+            Services(FakeEngine(), registry, FakeIntake(registry), FakeCompressor(registry), Metrics(), settings)
+        )
         listener = socket.create_server(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(api, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

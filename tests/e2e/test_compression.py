@@ -83,14 +83,16 @@ async def test_what_is_too_lossy_is_not_stored(world: World) -> None:
 
 
 async def test_targets(world: World) -> None:
-    async with service(world) as (compressor, _, _):
+    async with service(world) as (compressor, engine, _):
         source, other = world.registry.resolve("plain"), world.registry.resolve("other")
         new, _, _ = await compressor.compress(source, Recipe("native", energy=0.9), Bounds(), target="small")
         assert (new.name, new.version, new.provenance["method"]) == ("small", 1, "truncate")
         again, created, _ = await compressor.compress(source, Recipe("native", energy=0.9), Bounds(), target="small")
         assert (again.digest, created) == (new.digest, False)
+        steps = engine.stats().steps_total
         with pytest.raises(AdapterConflict):
             await compressor.compress(source, Recipe(), Bounds(), target="other")
+        assert engine.stats().steps_total == steps, "a conflict must be found before anything is measured"
         replaced, _, _ = await compressor.compress(source, Recipe(), Bounds(), target="other", replace=True)
         assert (replaced.name, replaced.version) == ("other", 2)
         with pytest.raises(AdapterConflict, match="another current version than 1"):
@@ -132,13 +134,25 @@ async def test_long_prompts_count_by_their_end_and_errors_are_told(world: World)
             await measure(engine, PROMPTS, digest, digest, "public")
 
 
+class Discarded:
+    """An engine that remembers what it was told to discard."""
+
+    def __init__(self) -> None:
+        self.digests: list[str] = []
+
+    def discard(self, digest: str) -> None:
+        self.digests.append(digest)
+
+
 def test_trials_come_before_the_store_and_go() -> None:
     stored = AdapterWeights("s", {})
-    trials = Trials(lambda _: stored)
-    with trials.on_trial(AdapterWeights("x", {"m": ()})) as digest:
+    trials, discarded = Trials(lambda _: stored), Discarded()
+    with trials.on_trial(discarded, AdapterWeights("x", {"m": ()})) as digest:
         assert trials.load(digest) == AdapterWeights(digest, {"m": ()})
         assert trials.load("s") is stored
+        assert discarded.digests == []
     assert trials.load(digest) is stored
+    assert discarded.digests == [digest]
 
 
 def test_adapters_in_eight_bits_over_http(world: World, tmp_path: Path) -> None:

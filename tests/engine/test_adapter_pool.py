@@ -271,3 +271,30 @@ def test_random_use_keeps_promises(data: st.DataObject) -> None:
         assert all(pool._resident.get(d) == p for d, p in fixed.items() if any(d in user for user in users))
         assert all(pool.residency(d) is Residency.RESIDENT for d in "abcdef" if pool.pinned(d))
         pool.check_integrity(users)
+
+
+def test_what_is_in_use_or_pinned_is_not_discarded() -> None:
+    pool = make_pool()
+    residents(pool, "used", "pinned", "free")
+    assert pool.acquire(["used"])
+    pool.pin("pinned")
+    for digest in ("used", "pinned", "free"):
+        pool.discard(digest)
+    assert [pool.residency(digest) for digest in ("used", "pinned", "free")] == [
+        Residency.RESIDENT,
+        Residency.RESIDENT,
+        Residency.ABSENT,
+    ]
+    assert pool.bytes_used == 2 * PAGE
+    pool.check_integrity([["used"]])
+
+
+def test_a_load_that_is_discarded_is_expected_no_more() -> None:
+    pool = make_pool()
+    pool.want("a")
+    assert not pool.expects("a")
+    pool.take_wanted(1)
+    assert pool.expects("a")
+    pool.discard("a")
+    assert not pool.expects("a")
+    assert (pool.residency("a"), pool.num_pending) == (Residency.ABSENT, 0)

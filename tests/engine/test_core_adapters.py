@@ -7,7 +7,7 @@ import pytest
 from server.engine.answer import Answer
 from server.engine.batch import ScheduledBatch
 from server.engine.core import LOADS_IN_FLIGHT
-from server.engine.request import FinishReason
+from server.engine.request import TRIAL, FinishReason
 from server.engine.sampler import Sampled
 from server.engine.status import Residency
 from tests.engine.fakes import Engine, expected_tokens
@@ -28,6 +28,59 @@ class TestAdapterLoads:
         assert engine.tokens("c") == expected_tokens(prompt(4), 2, ["y"])
         assert engine.tokens("d") == expected_tokens(prompt(4), 2)
         assert engine.core.stats.adapter_load_failures_total == 1
+
+    def test_an_adapter_on_trial_has_no_name_outside(self) -> None:
+        engine = Engine(pages=4)
+        trial = f"{TRIAL}1"
+        engine.add("a", prompt(4), adapters=[trial, "x"])
+        assert not engine.core.stats.waiting_adapters
+        engine.step()
+        assert engine.core.stats.waiting_adapters == ("x",)
+        engine.loader.pages[trial] = 5
+        for digest in (trial, "x"):
+            engine.loader.end(digest)
+        engine.run()
+        assert engine.error("a").message.startswith("The adapter on trial (")
+        assert TRIAL not in engine.error("a").message
+
+    def test_a_discarded_adapter_leaves_nothing_wherever_it_is(self) -> None:
+        engine = Engine(pages=4)
+        engine.scheduler.adapters.want("wanted")
+        engine.core.discard("wanted")
+        engine.add("a", prompt(4), adapters=["loading"])
+        engine.step()
+        engine.abort("a")
+        engine.core.discard("loading")
+        engine.loader.end("loading")
+        engine.add("b", prompt(4), adapters=["resident"], max_tokens=1)
+        engine.run()
+        assert engine.reason("b") is FinishReason.LENGTH
+        assert engine.core.stats.adapters_resident == 1
+        engine.core.discard("resident")
+        engine.core.discard("unknown")
+        engine.core.publish()
+        assert (engine.core.stats.adapters_resident, engine.core.stats.adapter_bytes_used) == (0, 0)
+        assert engine.storage.written == ["resident"]
+        assert engine.loader.history == ["loading", "resident"]
+        engine.check()
+        assert not engine.working()
+
+    def test_a_discarded_adapter_that_waits_for_room_goes(self) -> None:
+        engine = Engine(pages=4)
+        engine.loader.pages["big"] = 4
+        engine.add("a", prompt(4), adapters=["x"], max_tokens=8)
+        engine.step()
+        engine.loader.end("x")
+        engine.step()
+        engine.add("b", prompt(4), adapters=["big"])
+        engine.step()
+        engine.loader.end("big")
+        engine.step()
+        engine.abort("b")
+        engine.core.discard("big")
+        engine.run()
+        assert engine.storage.written == ["x"]
+        assert engine.tokens("a") == expected_tokens(prompt(4), 8, ["x"])
 
     def test_a_load_is_tried_again_for_a_later_request(self) -> None:
         engine = Engine()

@@ -1,7 +1,7 @@
 """Who is refused, and for how long."""
 
 from server.engine.quarantine import FAILURES, SECONDS, Quarantine
-from server.engine.request import WeightedAdapter
+from server.engine.request import TRIAL, WeightedAdapter
 
 
 class Clock:
@@ -44,3 +44,10 @@ def test_only_a_request_with_one_adapter_as_it_is_proves_anything() -> None:
         quarantine.blame(())
     blamed(quarantine, "a", FAILURES, weight=100.0)
     assert quarantine.refused(["a", "b"]) is None
+
+
+def test_an_adapter_on_trial_leaves_no_trace() -> None:
+    quarantine = Quarantine(Clock())
+    blamed(quarantine, f"{TRIAL}1", FAILURES)
+    assert quarantine.refused([f"{TRIAL}1"]) is None
+    assert not quarantine._failures

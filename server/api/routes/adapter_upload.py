@@ -1,6 +1,5 @@
 """`PUT /adapters/{name}`: the only way in for an adapter's bytes."""
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -56,17 +55,12 @@ async def put_adapter(
 
     Other content under an existing name needs `If-Match: "<digest>"` or `?replace=true`.
     `weights_sha256` is the SHA-256 that the weights file must have, which is not the adapter's digest.
+    Before it is stored the adapter is tried out on a short text; `proof` in the answer says what that showed.
     """
     expected = digest_of(if_match)
     async with receive_upload(request, services.settings) as upload, slots:
-        stored, created = await asyncio.to_thread(
-            services.adapters.add,
-            name,
-            upload.config,
-            upload.weights,
-            tenant=caller.tenant,
-            if_match=expected,
-            replace=replace,
+        stored, created = await services.intake.add(
+            name, upload.config, upload.weights, tenant=caller.tenant, if_match=expected, replace=replace
         )
     if created:
         await release_replaced(services, caller, stored.name, stored.version)

@@ -1,6 +1,7 @@
 """vLLM's routes for loading and unloading adapters, for tools that speak them."""
 
 import asyncio
+from contextlib import ExitStack
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
@@ -9,6 +10,7 @@ from adapters_store.errors import AdapterConflict, AdapterInvalid, AdapterNotFou
 from adapters_store.info import AdapterInfo
 from server.api.body import JsonRoute
 from server.api.dependencies import Caller, CallerDep, ServicesDep, UploadSlot
+from server.api.disconnect import to_the_end
 from server.api.errors import AlreadyLoaded
 from server.api.local_source import local_adapter
 from server.api.pins import release_deleted, release_replaced
@@ -31,7 +33,7 @@ async def load_lora_adapter(
 ) -> PlainTextResponse:
     """Store the adapter in a folder of the server. Loading the same content again is no error; other content is."""
     try:
-        stored, created = await asyncio.to_thread(_add, body, services, caller)
+        stored, created = await _add(body, services, caller)
     except AdapterConflict as error:
         text = (
             f"The lora adapter '{body.lora_name}' has already been loaded. If you want to load the adapter in place, "
@@ -45,9 +47,11 @@ async def load_lora_adapter(
     return PlainTextResponse(f"Success: LoRA adapter '{stored.name}' added successfully.")
 
 
-def _add(body: LoadAdapterRequest, services: Services, caller: Caller) -> tuple[AdapterInfo, bool]:
-    with local_adapter(body.lora_path, services.settings) as found:
-        return services.adapters.add(
+async def _add(body: LoadAdapterRequest, services: Services, caller: Caller) -> tuple[AdapterInfo, bool]:
+    with ExitStack() as stack:
+        opening = asyncio.to_thread(stack.enter_context, local_adapter(body.lora_path, services.settings))
+        found = await to_the_end(opening)  # the copy must be whole, or gone, before the stack is closed
+        return await services.intake.add(
             body.lora_name, found.config, found.weights, tenant=caller.tenant, replace=body.load_inplace
         )
 

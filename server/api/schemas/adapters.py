@@ -43,6 +43,32 @@ class BaseName(FromStore):
     fingerprint: str
 
 
+class BaseCheck(FromStore):
+    """How the files were found to belong to the base: by their copies of its weights, by its name, or by shapes alone.
+    named: what their config names."""
+
+    by: Literal["weights", "name", "shapes"]
+    named: str | None
+
+
+class Probe(FromStore):
+    """What the adapter changed in the base's distributions over a short text: tokens looked at, the largest change of
+    any log probability in nats, and the share of tokens after which another one became the likeliest."""
+
+    tokens: int
+    max_change: float
+    greedy_changed: float
+
+
+class Proof(FromStore):
+    """What was found out before an upload was stored; reason: why there is no probe, where there is none."""
+
+    modules: ModuleCount
+    base: BaseCheck
+    probe: Probe | None
+    reason: Notice | None
+
+
 class AdapterInfo(FromStore):
     """One version of an adapter. `residency` and `pinned` are this server's; the rest is the store's."""
 
@@ -61,6 +87,7 @@ class AdapterInfo(FromStore):
     provenance: dict[str, Any]
     compression: dict[str, Any] | None
     warnings: list[Notice]
+    proof: Proof | None
     residency: Residency = Residency.ABSENT
     pinned: bool = False
 

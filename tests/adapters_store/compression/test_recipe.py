@@ -45,8 +45,17 @@ def test_dtypes_and_ranks() -> None:
         forms = low_rank(compress(weights, recipe).modules)
         assert {form.a.dtype for form in forms.values()} == {form.b.dtype for form in forms.values()} == {dtype}
         assert [form.rank for form in forms.values()] == [1, 3, 3]
-    kept = low_rank(compress(weights, Recipe("native", rank=8)).modules)
-    assert all(form.a is weights.modules[name][0].a for name, form in kept.items())  # type: ignore[union-attr]
+    kept = low_rank(compress(weights, Recipe("native", rank=7)).modules)
+    same = [name for name, form in kept.items() if form is weights.modules[name][0]]
+    assert same == ["layer.1", "layer.4"]
+
+
+@pytest.mark.parametrize("recipe", [Recipe("native", rank=8), Recipe("native", energy=1.0)])
+def test_what_cuts_nothing_off_makes_no_adapter(recipe: Recipe) -> None:
+    with pytest.raises(AdapterInvalid) as caught:
+        compress(adapter(), recipe)
+    assert (caught.value.status, caught.value.code) == (422, "nothing_to_compress")
+    assert compress(adapter(), Recipe("int8", recipe.rank, recipe.energy)).modules
 
 
 def test_names_of_methods() -> None:
