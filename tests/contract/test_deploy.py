@@ -19,7 +19,7 @@ from tests.contract.sources import ROOT
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "overview.json"
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
-INFO = EngineInfo("tiny", "f", "llama", "float32", "cpu", "none", 32, 64, 16, 4, 8, 16, 10, 1 << 20)
+INFO = EngineInfo("tiny", "f", "llama", "float32", "cpu", "none", 32, 64, 16, 4, 8, 16, 10, 1 << 20, 1 << 20, 1 << 21)
 NAME = re.compile(r"\b(?:polyrank|vllm)[_:][a-z_]+")
 
 

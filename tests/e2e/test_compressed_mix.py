@@ -9,7 +9,7 @@ import torch
 from adapters_store.compression.jointly import JointMethod, JointRecipe, compress_jointly
 from adapters_store.compression.recipe import Recipe, compress, in_memory
 from adapters_store.forms import Delta, Int4LowRank, LowRank, MadeForms, SharedBasis
-from server.engine.build import EngineLimits
+from server.engine.limits import EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.model.quantize import CHOICES
 from tests.e2e.world import World, build_world
