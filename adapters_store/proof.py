@@ -11,9 +11,9 @@ from typing import Any
 from adapters_store.info import BaseCheck, ModuleCount, Notice, Probe, Proof
 
 NOOP = "adapter_is_noop"
-# Largest change, in nats, that is taken for none. On the default model in float32 an adapter of zeros reads 0, a millionth
-# of the sentiment adapter 3e-5, which is rounding, and the example adapters 3 to 18. Where the base rounds more (int8,
-# 16 bits) a tiny adapter may move its roundings, and no warning is given.
+# Largest change, in nats, that is taken for none. On the default model in float32 an adapter of zeros reads 0, a
+# millionth of the sentiment adapter 3e-5, which is rounding, and the example adapters 3 to 18. Where the base rounds
+# more (int8, 16 bits) a tiny adapter may move its roundings, and no warning is given.
 NOTICEABLE = 1e-3
 
 
