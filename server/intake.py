@@ -13,8 +13,8 @@ from adapters_store.registry import AdapterRegistry
 from server import divergence
 from server.trials import Trials
 
-PROBE_SECONDS = 10.0  # waiting for other uploads included; on the default model the probe itself takes 0.2
-PROMPT = divergence.PROMPTS[0]  # 25 tokens of the default model
+PROBE_SECONDS = 10.0  # waiting for other uploads included
+PROMPT = divergence.PROMPTS[0]  # 26 tokens of the default model
 # Stored only where the name has lost the content between the check and the commit.
 KNOWN = Notice("known_content", "The name held this content already when it was sent, so it was not tried again.")
 
