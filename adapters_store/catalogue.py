@@ -1,15 +1,28 @@
 """The names as this process knows them, and as others have changed them in the store meanwhile."""
 
+from collections.abc import Callable
+
 from adapters_store.index import Index
 from adapters_store.log import Log
+from adapters_store.records import Record
+
+
+Committed = Callable[[str, str, int], None]  # tenant, name, version; may not block
 
 
 class Catalogue:
-    """Thread-safe. The registry puts into the index what it appends itself."""
+    """Thread-safe. committed: is told of every version that this process appends."""
 
-    def __init__(self, store: Log, index: Index) -> None:
+    def __init__(self, store: Log, index: Index, committed: Committed | None = None) -> None:
         self._log = store
         self._index = index
+        self._tell = committed
+
+    def appended(self, tenant: str, name: str, record: Record) -> None:
+        """This process has appended a version of a name to the store."""
+        self._index.put(tenant, name, record)
+        if self._tell is not None:
+            self._tell(tenant, name, record.version)
 
     def newest(self, tenant: str, name: str) -> int:
         """Number of the newest version known here, tombstones included; 0 for none. In memory."""

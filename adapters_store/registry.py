@@ -9,7 +9,7 @@ from typing import Any
 from adapters_store import canonical, names
 from adapters_store.bucket import Source
 from adapters_store.candidate import NOT_RUNNING, Candidate, contents, manifest_of
-from adapters_store.catalogue import Catalogue
+from adapters_store.catalogue import Catalogue, Committed
 from adapters_store.errors import AdapterCorrupt, AdapterInvalid, AdapterNotFound, StoreUnavailable, read_error
 from adapters_store.formats import forms_file, peft, peft_export
 from adapters_store.forms import AdapterWeights, BaseSpec, MadeForms
@@ -22,15 +22,14 @@ from adapters_store.records import DELETED, Blob, Record
 _ATTEMPTS = 32  # lost races in a row before a writer gives up; each loss means that somebody else won
 _UPLOAD: Mapping[str, Any] = {"type": "upload"}
 _DAMAGED = Notice("adapter_corrupt", "A stored file of this adapter is damaged or missing; upload it again.")
-Committed = Callable[[str, str, int], None]
 _Infos = list[AdapterInfo]  # inside the class, `list` is the method
 
 
 class AdapterRegistry:
     """Adapters of one base model, `base`, within `limits`.
 
-    Thread-safe; blocking, except `resolve`, `info`, `list` and `versions`. catalogue: the names, which others may change;
-    committed: is told tenant, name and number of every version that is appended here, and may not block.
+    Thread-safe; blocking, except `resolve`, `info`, `list` and `versions`. catalogue: the names, which others may
+    change; committed: is told of every version that is appended here.
     """
 
     def __init__(
@@ -41,8 +40,7 @@ class AdapterRegistry:
         self.limits = limits or Limits()
         self._peft = peft.Loader(base, self.limits)
         self._index = Index()
-        self.catalogue = Catalogue(store, self._index)
-        self._tell = committed
+        self.catalogue = Catalogue(store, self._index, committed)
         self._damaged: set[str] = set()  # digests of manifests and blobs; adapters may share a blob
         self.refresh()
 
@@ -380,10 +378,8 @@ class AdapterRegistry:
         raise names.busy(name)
 
     def _committed(self, tenant: str, name: str, record: Record) -> AdapterInfo:
-        self._index.put(tenant, name, record)
+        self.catalogue.appended(tenant, name, record)
         self._damaged.discard(record.manifest or "")
-        if self._tell is not None:
-            self._tell(tenant, name, record.version)
         return self._shown(record)
 
     def _shown(self, record: Record) -> AdapterInfo:
