@@ -6,7 +6,6 @@ from adapters_store.index import Index
 from adapters_store.log import Log
 from adapters_store.records import Record
 
-
 Committed = Callable[[str, str, int], None]  # tenant, name, version; may not block
 
 
