@@ -22,7 +22,7 @@ serve: $(STAMP) ## Set up if needed, then serve the built-in model and the examp
 	@exec $(BIN)/polyrank serve --preload deploy/examples/adapters $(ARGS)
 
 .PHONY: test
-test: check ## Set up if needed, then lint, types and the whole test suite
+test: check redis-server ## Set up if needed, then lint, types and the whole test suite
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not deep" --timeout 600 $(ARGS)
 
 .PHONY: check
@@ -38,7 +38,7 @@ fmt: $(STAMP) ## Format the code and bring the README's table of options up to d
 	$(BIN)/python -m server.settings
 
 .PHONY: deep
-deep: $(STAMP) ## The long forms of the fuzz, soak and property tests
+deep: $(STAMP) redis-server ## The long forms of the fuzz, soak and property tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m deep $(ARGS)
 
 .PHONY: bench
@@ -48,6 +48,14 @@ bench: $(STAMP) ## Measure throughput and latency on this machine
 .PHONY: roofline
 roofline: $(STAMP) ## Bytes and FLOPs of a decode step on GPU data sheets: computed, not measured
 	$(BIN)/python -m tests.bench.roofline $(ARGS)
+
+# The tests start their own on free ports; the one that Debian may start is not used.
+.PHONY: redis-server
+redis-server:
+	@if ! command -v redis-server >/dev/null; then \
+	  if [[ $$(id -u) = 0 ]] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; \
+	  else echo "No redis-server: tests of what servers share need one (on Debian: sudo apt-get install redis-server)." >&2; fi; fi
 
 .PHONY: lock
 lock: $(STAMP) ## Write constraints.txt anew from what is installed

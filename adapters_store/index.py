@@ -78,6 +78,16 @@ class Index:
         with self._lock:
             return [versions[-1] for versions in self._versions.values() if not versions[-1].deleted]
 
+    def newest(self, tenant: str, name: str) -> int:
+        """Number of the newest version, tombstones included; 0 for a name that was never used."""
+        versions = self.versions(tenant, name)
+        return versions[-1].version if versions else 0
+
+    def heads(self) -> dict[tuple[str, str], int]:
+        """Tenant and name -> number of the newest version, tombstones included."""
+        with self._lock:
+            return {key: versions[-1].version for key, versions in self._versions.items()}
+
     def _set_live(self, tenant: str, name: str, *, live: bool) -> None:
         names = self._live.setdefault(tenant, [])
         place = bisect_left(names, name)

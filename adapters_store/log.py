@@ -10,7 +10,7 @@ Nothing is ever changed in place. Whatever is read is checked against its digest
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -83,9 +83,12 @@ class Log:
         objects = {blob_key(key): source for key, source in files.items()}
         self._objects.publish({**objects, manifest_key(canonical.digest(data)): data})
 
-    def records(self) -> list[Located]:
-        """Every record of the store, each name's in order: one listing, then the records in parallel."""
-        keys = list(self._objects.sizes("names/"))
+    def records(self, known: Callable[[str, str], int] = lambda tenant, name: 0) -> list[Located]:
+        """Every record of the store, each name's in order: one listing, then the records in parallel.
+
+        known: the version of a tenant's name up to which records are left out.
+        """
+        keys = [key for key in self._objects.sizes("names/") if _above(key, known)]
         shares = [keys[start::READERS] for start in range(READERS)]  # a task for each of 10,000 keys cost 0.4 s
         with ThreadPoolExecutor(READERS) as pool:
             found = pool.map(lambda share: [self._locate(key) for key in share], shares)
@@ -172,6 +175,11 @@ class Log:
                 raise failure from error
             record = records.unreadable(name, version)
         return Located(found["tenant"], name, record)
+
+
+def _above(key: str, known: Callable[[str, str], int]) -> bool:
+    found = _KEY.fullmatch(key)
+    return found is not None and int(found["version"]) > known(found["tenant"], found["name"])
 
 
 def open_store(url: str, cache: CachePlace | None = None, *, writing: bool = True) -> Log:

@@ -9,6 +9,7 @@ from typing import Any
 from adapters_store import canonical, names
 from adapters_store.bucket import Source
 from adapters_store.candidate import NOT_RUNNING, Candidate, contents, manifest_of
+from adapters_store.catalogue import Catalogue, Committed
 from adapters_store.errors import AdapterCorrupt, AdapterInvalid, AdapterNotFound, StoreUnavailable, read_error
 from adapters_store.formats import forms_file, peft, peft_export
 from adapters_store.forms import AdapterWeights, BaseSpec, MadeForms
@@ -27,15 +28,19 @@ _Infos = list[AdapterInfo]  # inside the class, `list` is the method
 class AdapterRegistry:
     """Adapters of one base model, `base`, within `limits`.
 
-    Thread-safe; blocking, except `resolve`, `info`, `list` and `versions`.
+    Thread-safe; blocking, except `resolve`, `info`, `list` and `versions`. catalogue: the names, which others may
+    change; committed: is told of every version that is appended here.
     """
 
-    def __init__(self, store: Log, base: BaseSpec, limits: Limits | None = None) -> None:
+    def __init__(
+        self, store: Log, base: BaseSpec, limits: Limits | None = None, committed: Committed | None = None
+    ) -> None:
         self._log = store
         self.base = base
         self.limits = limits or Limits()
         self._peft = peft.Loader(base, self.limits)
         self._index = Index()
+        self.catalogue = Catalogue(store, self._index, committed)
         self._damaged: set[str] = set()  # digests of manifests and blobs; adapters may share a blob
         self.refresh()
 
@@ -70,7 +75,7 @@ class AdapterRegistry:
 
     def held(self, digest: str) -> bool:
         """Whether it is the current content of any name, whosever."""
-        return any(record.manifest == digest for record in self._index.all_current())
+        return digest in self.catalogue.digests()
 
     # --- changes
 
@@ -112,7 +117,7 @@ class AdapterRegistry:
         names.check_name(name, *self.base.names)
         names.check_tenant(tenant)
         blobs, files = contents({peft.CONFIG_FILE: config, peft.WEIGHTS_FILE: weights_path})
-        self._refresh_name(tenant, name)
+        self.catalogue.refresh_name(tenant, name)
         known = self._check_free(tenant, name, blobs, if_match, replace) is not None
         imported = peft.inspect(config, weights_path, self.base, self.limits)
         told = {**imported.manifest_fields(), "provenance": dict(provenance)}
@@ -129,7 +134,7 @@ class AdapterRegistry:
     ) -> None:
         """Refuses what `add_forms` would refuse of this name, before anything is measured."""
         names.check_name(name, *self.base.names)
-        self._refresh_name(tenant, name)
+        self.catalogue.refresh_name(tenant, name)
         self._check_free(tenant, name, contents(forms_file.dump(modules))[0], if_match, replace)
 
     def add_forms(
@@ -150,7 +155,7 @@ class AdapterRegistry:
         names.check_name(name, *self.base.names)
         names.check_tenant(tenant)
         manifest, files, blobs = self._of_forms(modules, told)
-        self._refresh_name(tenant, name)
+        self.catalogue.refresh_name(tenant, name)
         return self._append(tenant, name, event, manifest, files, blobs, if_match, replace)
 
     def add_collection(
@@ -162,7 +167,7 @@ class AdapterRegistry:
         """
         made = [self._of_forms(each.modules, each.told) for each in adapters]
         for each in adapters:
-            self._refresh_name(tenant, each.name)
+            self.catalogue.refresh_name(tenant, each.name)
             current = self._index.current(tenant, each.name)
             names.check_match(current.manifest if current else None, each.if_match)
         for manifest, files, _ in made:
@@ -179,12 +184,12 @@ class AdapterRegistry:
         """
         names.require_name(name)
         for _ in range(_ATTEMPTS):
-            self._refresh_name(tenant, name)
+            self.catalogue.refresh_name(tenant, name)
             current = self._index.current(tenant, name)
             if current is None:
                 raise self._missing(name, name, None, tenant)
             names.check_match(current.manifest, if_match)
-            if record := self._log.commit(tenant, name, self._next(tenant, name), DELETED):
+            if record := self._log.commit(tenant, name, self.catalogue.newest(tenant, name) + 1, DELETED):
                 self._committed(tenant, name, record)
                 return
         raise names.busy(name)
@@ -193,7 +198,7 @@ class AdapterRegistry:
         """Appends a version with the content of an older one; of a deleted name, too. No change if it is current."""
         names.require_name(name)
         for _ in range(_ATTEMPTS):
-            self._refresh_name(tenant, name)
+            self.catalogue.refresh_name(tenant, name)
             wanted = self._index.version(tenant, name, version)
             if wanted is None or wanted.manifest is None:
                 raise names.not_found(f"{name}@{version}")
@@ -201,7 +206,7 @@ class AdapterRegistry:
             if current is not None and current.manifest == wanted.manifest:
                 return self._shown(current)
             manifest = self._log.manifest(wanted.manifest)
-            number, proof = self._next(tenant, name), wanted.info.proof
+            number, proof = self.catalogue.newest(tenant, name) + 1, wanted.info.proof
             if record := self._log.commit(tenant, name, number, "rollback", manifest, proof=proof):
                 return self._committed(tenant, name, record)
         raise names.busy(name)
@@ -364,25 +369,18 @@ class AdapterRegistry:
             current = self._check_free(tenant, name, blobs, if_match, replace)
             if current and (self._sound(current) or self._restored(current, manifest, files)):
                 return self._shown(current), False
-            if record := self._log.commit(tenant, name, self._next(tenant, name), event, manifest, files, proof):
+            if record := self._log.commit(
+                tenant, name, self.catalogue.newest(tenant, name) + 1, event, manifest, files, proof
+            ):
                 self._damaged.difference_update(files)
                 return self._committed(tenant, name, record), True
-            self._refresh_name(tenant, name)
+            self.catalogue.refresh_name(tenant, name)
         raise names.busy(name)
 
     def _committed(self, tenant: str, name: str, record: Record) -> AdapterInfo:
-        self._index.put(tenant, name, record)
+        self.catalogue.appended(tenant, name, record)
         self._damaged.discard(record.manifest or "")
         return self._shown(record)
-
-    def _next(self, tenant: str, name: str) -> int:
-        versions = self._index.versions(tenant, name)
-        return versions[-1].version + 1 if versions else 1
-
-    def _refresh_name(self, tenant: str, name: str) -> None:
-        known = self._index.versions(tenant, name)
-        for record in self._log.records_of(tenant, name, after=known[-1].version if known else 0):
-            self._index.put(tenant, name, record)
 
     def _shown(self, record: Record) -> AdapterInfo:
         if self._is_damaged(record):

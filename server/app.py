@@ -1,7 +1,10 @@
 """The composition root: the only place where objects are built and wired."""
 
+import asyncio
 import logging
+import socket
 import threading
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -34,6 +37,10 @@ from server.metrics import Metrics
 from server.model.errors import ModelLoadError
 from server.model.loader import load_base_model
 from server.model.quantize import check_quantization
+from server.replicas.rate import Rate
+from server.replicas.service import Place, Replicas, placed
+from server.replicas.state import Member
+from server.replicas.teller import Notices
 from server.serving import serve
 from server.settings import Settings, is_loopback
 from server.trials import Trials
@@ -53,7 +60,9 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     log.info("loading_model", extra={"model": settings.model, "device": device})
     base = load_base_model(settings.model, dtype=_dtype(settings, device), device=device)
     log.info("kernels", extra={"kind": dispatch.load(device)})
-    registry = AdapterRegistry(store, base.spec, _upload_limits(settings, base.dtype))
+    notices = Notices()
+    committed = notices.announce if settings.redis is not None else None
+    registry = AdapterRegistry(store, base.spec, _upload_limits(settings, base.dtype), committed)
     if settings.preload is not None:
         preload(registry, settings.preload)
     served = partial(in_memory, dtype=settings.adapter_dtype, embeddings=base.spec.embeddings)
@@ -67,10 +76,11 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     )
     intake = Intake(registry, engine, trials, served, engine.info.device_memory_bytes)
     compressor = Compressor(registry, engine, trials)
-    services = Services(engine, registry, intake, compressor, Metrics(), api_settings, drain)
+    replicas = _replicas(settings, registry, notices, engine)
+    services = Services(engine, registry, intake, compressor, replicas, Metrics(), api_settings, drain)
     # A bucket would be read from end to end by every server that starts: there, files are verified as they are used.
     verified = None if is_remote(settings.store) else registry
-    return create_api(services, lifespan=_lifespan(engine, verified))
+    return create_api(services, lifespan=_lifespan(engine, replicas, verified))
 
 
 def run(settings: Settings) -> None:
@@ -101,18 +111,20 @@ def preload(registry: AdapterRegistry, folder: Path) -> None:
 
 
 def _lifespan(
-    engine: AsyncEngine, verified: AdapterRegistry | None
+    engine: AsyncEngine, replicas: Replicas, verified: AdapterRegistry | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         stopping = threading.Event()
         engine.start()
+        replicas.start()
         if verified is not None:
             threading.Thread(target=_verify, args=(verified, stopping), name="verify-store", daemon=True).start()
         try:
             yield
         finally:
             stopping.set()
+            await asyncio.to_thread(replicas.stop)
             await engine.stop()
 
     return lifespan
@@ -122,6 +134,20 @@ def _verify(registry: AdapterRegistry, stopping: threading.Event) -> None:
     """Hash what the store holds while requests are served: a damaged adapter is listed as such and answers 503."""
     for digest in sorted(registry.verify(stopping.is_set)):
         log.error("adapter_corrupt", extra={"digest": digest})
+
+
+def _replicas(settings: Settings, registry: AdapterRegistry, notices: Notices, engine: AsyncEngine) -> Replicas:
+    identity = uuid.uuid4().hex
+    everywhere = settings.host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+    address = f"http://{socket.gethostname()}:{settings.port}" if everywhere else settings.address
+
+    def own() -> Member:
+        stats = engine.stats()
+        resident = placed(sorted(registry.catalogue.digests()), engine.residency)
+        return Member(identity, address, engine.info.model_id, stats.running, stats.waiting, stats.kv_usage, resident)
+
+    rate = Rate.parse(settings.rate_limit) if settings.rate_limit is not None else None
+    return Replicas(Place(settings.store, settings.redis, rate), registry.catalogue, registry.base.names, notices, own)
 
 
 def _device(settings: Settings) -> str:

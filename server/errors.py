@@ -37,6 +37,17 @@ class Overloaded(CodedError):
     retry_after = 1.0
 
 
+class RateLimited(CodedError):
+    """The client has used up what it may ask for in a time (429, with Retry-After in seconds)."""
+
+    status = 429
+    code = "rate_limited"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"This client has sent as many requests as --rate-limit allows; more in {seconds:.0f} s.")
+        self.retry_after = seconds
+
+
 class NotReady(CodedError):
     """The server is starting or draining (503)."""
 

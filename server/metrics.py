@@ -7,6 +7,7 @@ for the first `MAX_ADAPTER_LABELS` seen and under `other` after that, so that co
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -15,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from server.engine.request import StepOutput
 from server.engine.status import EngineInfo, EngineStats
+from server.replicas.state import LinkState, SharingStats
 
 MAX_ADAPTER_LABELS = 100
 MAX_KNOWN_NAMES = 10_000
@@ -54,6 +56,14 @@ COUNTERS = {
 }
 
 
+class Sharing(Protocol):
+    """Where the figures of the servers over one store are read."""
+
+    def count(self) -> int: ...
+    def link(self) -> LinkState: ...
+    def stats(self) -> SharingStats: ...
+
+
 class Metrics:
     """One registry of metrics. The API records requests; the engine's figures are read when scraped."""
 
@@ -83,6 +93,10 @@ class Metrics:
     def watch_engine(self, info: EngineInfo, stats: Callable[[], EngineStats]) -> None:
         """Export the engine's own figures too. Once per Metrics."""
         self.registry.register(_EngineCollector(info, stats, self.name_of))
+
+    def watch_replicas(self, replicas: "Sharing") -> None:
+        """Export the link to Redis and what is shared with other servers. Once per Metrics."""
+        self.registry.register(_SharingCollector(replicas))
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
@@ -154,6 +168,34 @@ class GenerationTimer:
         if index in self._open:
             self._open.discard(index)
             self._metrics.finished(self._endpoint, reason, now - self._started)
+
+
+class _SharingCollector(Collector):
+    """What servers over one store share. The figures of Redis only where it is configured, for an alert to rely on."""
+
+    def __init__(self, replicas: Sharing) -> None:
+        self._replicas = replicas
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        link, stats = self._replicas.link(), self._replicas.stats()
+        gauge, counter = GaugeMetricFamily, CounterMetricFamily
+        yield counter("polyrank_store_checks", "Names compared with the store before their use.", value=stats.checks)
+        text = "Names that the store did not answer for in time."
+        yield counter("polyrank_store_check_failures", text, value=stats.failed_checks)
+        if not link.configured:
+            return
+        yield gauge("polyrank_redis_up", "1 while Redis answers.", value=link.up)
+        yield counter("polyrank_redis_calls", "Calls to Redis.", value=link.calls)
+        yield counter("polyrank_redis_failures", "Calls to Redis without a right answer.", value=link.failures)
+        text = "Times that Redis was left alone for a second after a failure."
+        yield counter("polyrank_redis_breaker_openings", text, value=link.openings)
+        yield gauge("polyrank_replicas", "Servers alive, this one included.", value=self._replicas.count())
+        yield counter("polyrank_replica_changes", "Changes by other servers, heard through Redis.", value=stats.changes)
+        yield gauge("polyrank_replica_lag_seconds", "Age of the last notice when it was read.", value=stats.lag)
+        yield gauge("polyrank_replica_notices_waiting", "Own changes not told yet.", value=stats.waiting)
 
 
 class _EngineCollector(Collector):

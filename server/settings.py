@@ -10,17 +10,25 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ByteSize, Field, PositiveInt, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from server.replicas.rate import Rate
+
 PREFIX = "POLYRANK_"
 # Read elsewhere: by the command line's client, and by the kernels' build.
 OTHER_VARIABLES = frozenset({"POLYRANK_URL", "POLYRANK_API_KEY", "POLYRANK_CACHE", "POLYRANK_KERNELS"})
 STORE_SCHEMES = ("file", "memory", "s3", "gs", "az")
 TABLE_START, TABLE_END = "<!-- options: start -->", "<!-- options: end -->"
+
+
+# No query: it could lift the time-outs.
+_REDIS = re.compile(r"rediss?://[^/?#\s]+(/[0-9]{0,5})?|unix://[^?#\s]*/[^?#\s]+")
+_SECRET = frozenset({"redis"})  # options whose value may hold a password: it is not repeated
 
 
 class SettingsError(ValueError):
@@ -71,6 +79,18 @@ class Settings(BaseSettings):
         "FOLDER",
     )
     store_cache_bytes: Size = _option("10GiB", "Size of that folder; what was used longest ago goes first.", "BYTES")
+    redis: str | None = _option(
+        None,
+        "Redis that the servers over one store share (`redis://:password@host:6379/0`, `rediss://`): changes, load, "
+        "rate limits. Never needed to answer.",
+        "URL",
+    )
+    rate_limit: str | None = _option(
+        None,
+        "Most generation requests of one client address, such as `60/minute` (second, hour, day); more get 429. "
+        "Over all servers with `--redis`.",
+        "RATE",
+    )
     preload: Path | None = _option(
         None, "Folder of PEFT folders; each is added at start under its own name, unless it was ever used.", "FOLDER"
     )
@@ -156,6 +176,24 @@ class Settings(BaseSettings):
             raise ValueError(f"unknown scheme {scheme}://; known are {', '.join(STORE_SCHEMES)}")
         return value if separator else str(Path(value).expanduser())
 
+    @field_validator("redis")
+    @classmethod
+    def _redis_url(cls, value: str | None) -> str | None:
+        try:
+            known = value is None or (_REDIS.fullmatch(value) is not None and urlsplit(value).port != 0)
+        except ValueError:  # of the port
+            known = False
+        if not known:
+            raise ValueError("must be redis://[user:password@]host[:port][/db], rediss:// likewise, or unix:///path")
+        return value
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate(cls, value: str | None) -> str | None:
+        if value is not None:
+            Rate.parse(value)
+        return value
+
     @field_validator("port")
     @classmethod
     def _port_number(cls, value: int) -> int:
@@ -240,6 +278,8 @@ def _explain(problem: dict[str, Any], flags: Mapping[str, object]) -> str:
     if name not in Settings.model_fields:
         return f"unknown option {flag(name)}"
     where = flag(name) if name in flags else variable(name)
+    if name in _SECRET:
+        return f"{where}: {text[:1].lower()}{text[1:]}"
     return f"{where}={problem['input']!s}: {text[:1].lower()}{text[1:]}"
 
 

@@ -67,6 +67,10 @@ BAD = [
     ("adapter_memory", "nan"),
     ("store_cache_bytes", "0"),
     ("max_running", "0"),
+    ("rate_limit", "60"),
+    ("rate_limit", "0/minute"),
+    ("rate_limit", "60/month"),
+    ("rate_limit", "-1/second"),
     ("max_running", "-3"),
     ("max_running", "1.5"),
     ("max_context", "none"),
@@ -99,7 +103,7 @@ def test_bad_values_stop_the_start_and_are_named(name: str, value: str, monkeypa
     assert str(by_variable.value).startswith(f"{variable(name)}={value}: ")
 
 
-@pytest.mark.parametrize("key", ["POLYRANK_PROT", "POLYRANK_", "polyrank_port", "POLYRANK_REDIS"])
+@pytest.mark.parametrize("key", ["POLYRANK_PROT", "POLYRANK_", "polyrank_port", "POLYRANK_REDISS"])
 def test_unknown_variables_stop_the_start(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(key, "1")
     with pytest.raises(SettingsError, match=f"variable {key};"):
@@ -107,8 +111,47 @@ def test_unknown_variables_stop_the_start(key: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_unknown_flags_stop_the_start() -> None:
-    with pytest.raises(SettingsError, match="unknown option --redis"):
-        load({"redis": "x"})
+    with pytest.raises(SettingsError, match="unknown option --rediss"):
+        load({"rediss": "x"})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h",
+        "redis://:p%40ss@h:6380/2",
+        "rediss://user:pass@redis.example.org:6379",
+        "redis://[::1]:6379/0",
+        "unix:///run/redis.sock",
+    ],
+)
+def test_urls_of_redis(url: str) -> None:
+    assert load({"redis": url}).redis == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "h:6379",
+        "http://:secret@h",
+        "redis://",
+        "redis://:secret@h:port",
+        "redis://:secret@h:99999",
+        "redis://:secret@h/db",
+        "redis://:secret@h?socket_timeout=900",
+        "unix://",
+    ],
+)
+def test_a_bad_url_of_redis_is_named_without_its_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError) as by_flag:
+        load({"redis": url})
+    monkeypatch.setenv("POLYRANK_REDIS", url)
+    with pytest.raises(SettingsError) as by_variable:
+        load()
+    assert str(by_flag.value).startswith("--redis: must be redis://")
+    assert str(by_variable.value).startswith("POLYRANK_REDIS: must be redis://")
+    assert "secret" not in str(by_flag.value) + str(by_variable.value)
 
 
 @pytest.mark.parametrize("key", sorted(module.OTHER_VARIABLES))

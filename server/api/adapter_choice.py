@@ -66,8 +66,9 @@ def _bare(digest: str) -> str:
     return digest.removeprefix("sha256:")
 
 
-def resolve(services: Services, caller: Caller, reference: str, field: str = "model") -> AdapterRef:
+async def resolve(services: Services, caller: Caller, reference: str, field: str = "model") -> AdapterRef:
     """One adapter. A name that is unknown, malformed or another tenant's gets the same 404, in vLLM's words."""
+    await services.replicas.ensure(reference, caller.tenant)
     try:
         return services.adapters.resolve(reference, caller.tenant)
     except AdapterNotFound as error:
@@ -80,7 +81,7 @@ def is_base(services: Services, reference: str) -> bool:
     return reference.removesuffix(":") in names  # `base:` is SGLang's
 
 
-def named(services: Services, caller: Caller, field: str, value: str) -> AdapterRef | NotSaid | None:
+async def named(services: Services, caller: Caller, field: str, value: str) -> AdapterRef | NotSaid | None:
     """What one place says: an adapter, None for the base, or nothing.
 
     Empty is refused: most likely a variable that was never set, and the base would be the wrong model.
@@ -91,7 +92,7 @@ def named(services: Services, caller: Caller, field: str, value: str) -> Adapter
     if is_base(services, reference):
         return NOT_SAID if field == "model" else None
     try:
-        return resolve(services, caller, reference, field)
+        return await resolve(services, caller, reference, field)
     except AdapterNotFound:
         if field == "model" and reference in PLACEHOLDER_MODELS:
             return NOT_SAID
@@ -107,18 +108,18 @@ class AdapterChooser:
         self._request = request
         self._outside = outside
 
-    def choose(self, body: Mapping[str, str | None], weighted: Sequence[AdapterWeight] | None = None) -> Choice:
+    async def choose(self, body: Mapping[str, str | None], weighted: Sequence[AdapterWeight] | None = None) -> Choice:
         """body: field of the body -> what it says."""
         said: list[tuple[Place, AdapterRef | None]] = []
         inside = [Place("body", field, value) for field, value in body.items() if value is not None]
         for place in [*self._outside, *inside]:
-            found = named(self._services, self._caller, place.field, place.value)
+            found = await named(self._services, self._caller, place.field, place.value)
             if not isinstance(found, NotSaid):
                 said.append((place, found))
         if weighted is not None:
             if said:
                 raise _conflict([*(place for place, _ in said), Place("body", "adapters", "")])
-            return self._weighted(weighted)
+            return await self._weighted(weighted)
         if len({found.digest if found else None for _, found in said}) > 1:
             raise _conflict([place for place, _ in said])
         if not said or said[0][1] is None:
@@ -128,10 +129,10 @@ class AdapterChooser:
         place = next((place for place, _ in said if place.field == "model"), said[0][0])
         return self._chosen(place.value.strip(), [(said[0][1], 1.0)])
 
-    def _weighted(self, weighted: Sequence[AdapterWeight]) -> Choice:
+    async def _weighted(self, weighted: Sequence[AdapterWeight]) -> Choice:
         if not weighted:
             raise InvalidRequest("`adapters` is empty. Name at least one or leave it out.", param="adapters")
-        found = [(resolve(self._services, self._caller, each.name, "adapters"), each.weight) for each in weighted]
+        found = [(await resolve(self._services, self._caller, each.name, "adapters"), each.weight) for each in weighted]
         digests = [ref.digest for ref, _ in found]
         if repeated := {ref.name for ref, _ in found if digests.count(ref.digest) > 1}:
             text = f"Adapter named twice: {', '.join(sorted(repeated))}. Give each once, with its whole weight."

@@ -22,6 +22,7 @@ from server.api.routes import (
     lora_admin,
     models,
     operations,
+    replicas,
     tgi,
     tokens,
 )
@@ -38,6 +39,7 @@ ROUTERS = (
     compression.router,
     lora_admin.router,
     operations.router,
+    replicas.router,
 )
 
 
@@ -54,6 +56,7 @@ def create_api(services: Services, lifespan: Lifespan[FastAPI] | None = None) ->
     api.state.upload_bodies = 0
     api.state.upload_slots = asyncio.Semaphore(services.settings.max_uploads)
     services.metrics.watch_engine(services.engine.info, services.engine.stats)
+    services.metrics.watch_replicas(services.replicas)
     for router in ROUTERS:
         api.include_router(router, dependencies=[Depends(authorise)])
     for kind in (CodedError, RequestValidationError, HTTPException):

@@ -9,6 +9,7 @@ from server.api.adapter_choice import AdapterChooser, ChooserDep
 from server.api.context import new_call_id
 from server.api.dependencies import Caller, CallerDep, ServicesDep
 from server.api.services import Engine, Services
+from server.errors import RateLimited
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,18 @@ class Call:
         return self.services.engine
 
 
-async def get_call(request: Request, services: ServicesDep, caller: CallerDep, chooser: ChooserDep) -> Call:
+async def within_rate(request: Request, services: ServicesDep, caller: CallerDep) -> None:
+    """Raises RateLimited. Clients are told apart by their address, for there are no keys; nothing is read before."""
+    if seconds := await services.replicas.wait(request.client.host if request.client else "local"):
+        raise RateLimited(seconds)
+
+
+RateDep = Annotated[None, Depends(within_rate)]
+
+
+async def get_call(
+    request: Request, services: ServicesDep, caller: CallerDep, _rate: RateDep, chooser: ChooserDep
+) -> Call:
     return Call(request, services, caller, chooser, new_call_id(request))
 
 

@@ -14,6 +14,7 @@ from server.api.drain import Drain
 from server.engine.request import GenerationRequest, StepOutput
 from server.engine.status import EngineInfo, EngineStats, Residency
 from server.metrics import Metrics
+from server.replicas.state import LinkState, Member, SharingStats
 
 
 class Tokenizer(Protocol):
@@ -74,7 +75,10 @@ class Intake(Protocol):
 
 
 class Registry(Protocol):
-    """Adapters by name. `resolve` is a lookup in memory; the others may touch the disk."""
+    """Adapters by name. `resolve` is a lookup in memory; the others may touch the disk.
+
+    Other servers may write to the same store: `Replicas.ensure` comes before the look-up of a name.
+    """
 
     def resolve(self, reference: str, tenant: str = "public") -> AdapterRef: ...
     def info(self, reference: str, tenant: str = "public") -> AdapterInfo: ...
@@ -86,6 +90,17 @@ class Registry(Protocol):
     def rollback(self, name: str, version: int, tenant: str = "public") -> AdapterInfo: ...
     def held(self, digest: str) -> bool: ...
     def open_file(self, reference: str, filename: str, tenant: str = "public") -> tuple[int, Iterator[bytes]]: ...
+
+
+class Replicas(Protocol):
+    """The servers over the same store, this one among them. Nothing here waits for Redis longer than 0.05 s."""
+
+    async def ensure(self, reference: str, tenant: str) -> None: ...
+    async def wait(self, client: str) -> float: ...
+    def members(self) -> Sequence[Member]: ...
+    def count(self) -> int: ...
+    def link(self) -> LinkState: ...
+    def stats(self) -> SharingStats: ...
 
 
 class Compressor(Protocol):
@@ -138,6 +153,7 @@ class Services:
     adapters: Registry
     intake: Intake
     compressor: Compressor
+    replicas: Replicas
     metrics: Metrics
     settings: ApiSettings
     drain: Drain = field(default_factory=Drain)

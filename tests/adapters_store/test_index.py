@@ -29,6 +29,17 @@ def test_versions_may_come_in_any_order_and_twice() -> None:
     assert index.version("t", "a", 4) is None
 
 
+def test_the_newest_versions_tombstones_included() -> None:
+    index = Index()
+    assert index.newest("t", "a") == 0
+    assert index.heads() == {}
+    for name, version, digest in (("a", 2, None), ("a", 1, "x"), ("b", 1, "y")):
+        index.put("t", name, record(name, version, digest))
+    assert index.newest("t", "a") == 2
+    assert index.newest("u", "a") == 0
+    assert index.heads() == {("t", "a"): 2, ("t", "b"): 1}
+
+
 def test_a_digest_has_a_current_holder_whatever_the_order() -> None:
     held = [("a", record("a", 1, "x")), ("b", record("b", 1, "x")), ("b", record("b", 2, "y"))]
     for order in itertools.permutations(held):

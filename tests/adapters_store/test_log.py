@@ -53,6 +53,21 @@ def test_versions_are_read_in_their_numbers_order(log: Log) -> None:
     assert [item.record.version for item in log.records()] == list(range(1, 13))
 
 
+def test_records_up_to_a_known_version_are_left_out(log: Log) -> None:
+    for name in ("a", "b", "c"):
+        for version in range(1, 4):
+            assert log.commit("t", name, version, "upload", MADE, {BLOB.digest: CONTENT})
+    known = {"a": 1, "b": 3}
+    found = log.records(lambda tenant, name: known.get(name, 0) if tenant == "t" else 99)
+    assert [(item.name, item.record.version) for item in sorted(found, key=lambda item: item.name)] == [
+        ("a", 2),
+        ("a", 3),
+        ("c", 1),
+        ("c", 2),
+        ("c", 3),
+    ]
+
+
 def test_a_name_is_no_prefix_of_another(log: Log) -> None:
     for name in ("a", "ab", "a-b"):
         log.commit("t", name, 1, "upload", MADE, {BLOB.digest: CONTENT})

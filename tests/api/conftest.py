@@ -14,6 +14,7 @@ from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import FakeEngine
 from tests.api.fake_intake import FakeIntake
 from tests.api.fake_registry import FakeRegistry
+from tests.api.fake_replicas import FakeReplicas
 
 
 @pytest.fixture
@@ -49,8 +50,19 @@ def compressor(registry: FakeRegistry) -> FakeCompressor:
 
 
 @pytest.fixture
-def services(engine: FakeEngine, registry: FakeRegistry, compressor: FakeCompressor, settings: ApiSettings) -> Services:
-    return Services(engine, registry, FakeIntake(registry), compressor, Metrics(), settings)
+def replicas() -> FakeReplicas:
+    return FakeReplicas()
+
+
+@pytest.fixture
+def services(
+    engine: FakeEngine,
+    registry: FakeRegistry,
+    compressor: FakeCompressor,
+    replicas: FakeReplicas,
+    settings: ApiSettings,
+) -> Services:
+    return Services(engine, registry, FakeIntake(registry), compressor, replicas, Metrics(), settings)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import FIRST_BYTE, FakeEngine
 from tests.api.fake_intake import FakeIntake
 from tests.api.fake_registry import FakeRegistry
+from tests.api.fake_replicas import FakeReplicas
 
 
 def main(port: int, drain_seconds: float) -> None:
@@ -35,7 +36,8 @@ def main(port: int, drain_seconds: float) -> None:
     with tempfile.TemporaryDirectory() as staging:
         registry = FakeRegistry()
         settings = ApiSettings(staging=Path(staging))
-        services = Services(engine, registry, FakeIntake(registry), FakeCompressor(registry), Metrics(), settings)
+        made = (FakeIntake(registry), FakeCompressor(registry), FakeReplicas())
+        services = Services(engine, registry, *made, Metrics(), settings)
         serve(create_api(services), services.drain, "127.0.0.1", port, drain_seconds)
 
 

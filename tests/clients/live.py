@@ -18,6 +18,7 @@ from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import MODEL_ID, FakeEngine
 from tests.api.fake_intake import FakeIntake
 from tests.api.fake_registry import FakeRegistry
+from tests.api.fake_replicas import FakeReplicas
 from tests.support.models import save_tiny, tiny_model
 from tests.support.peft_oracle import random_lora
 from tests.support.server_process import ServerProcess
@@ -40,7 +41,15 @@ def fake_server() -> Iterator[LiveServer]:
     with tempfile.TemporaryDirectory() as staging:
         settings = ApiSettings(staging=Path(staging))
         api = create_api(
-            Services(FakeEngine(), registry, FakeIntake(registry), FakeCompressor(registry), Metrics(), settings)
+            Services(
+                FakeEngine(),
+                registry,
+                FakeIntake(registry),
+                FakeCompressor(registry),
+                FakeReplicas(),
+                Metrics(),
+                settings,
+            )
         )
         listener = socket.create_server(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(api, log_level="warning"))

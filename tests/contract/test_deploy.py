@@ -5,17 +5,27 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from redis.exceptions import NoPermissionError
 
 from server.engine.request import FinishReason, StepOutput
 from server.engine.status import EngineInfo, EngineStats
 from server.metrics import Metrics
+from server.replicas.keys import Change, Keys
+from server.replicas.link import RedisLink
+from server.replicas.state import LinkState
+from server.replicas.teller import mend, publish
 from server.settings import OTHER_VARIABLES, Settings, is_loopback, variable
+from tests.api.fake_replicas import FakeReplicas
 from tests.contract.sources import ROOT
+from tests.support.redis_server import RedisServer, require_redis
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "overview.json"
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
@@ -37,6 +47,9 @@ def exported() -> dict[str, set[str]]:
     """Samples that a server exports, each with its labels."""
     metrics = Metrics()
     metrics.watch_engine(INFO, EngineStats)
+    replicas = FakeReplicas()
+    replicas.redis = LinkState(configured=True)
+    metrics.watch_replicas(replicas)
     metrics.http_answer("GET", "/health", 200, 0.1)
     metrics.rejected("overloaded")
     metrics.adapter_used("a", "sha256:0")
@@ -93,6 +106,23 @@ def test_compose_mounts_files_that_exist_and_opens_loopback_only(compose: Any) -
             source = volume.partition(":")[0]
             assert source in compose["volumes"] or (ROOT / source).is_dir()
         assert all(is_loopback(port.split(":")[0]) for port in service.get("ports", ()))
+
+
+def test_the_redis_of_compose_starts_and_serves_all_that_is_asked_of_it(compose: Any, tmp_path: Path) -> None:
+    """Without scripts, as its command says."""
+    require_redis()
+    service = compose["services"]["redis"]
+    address = urlsplit(compose["services"]["server"]["environment"]["POLYRANK_REDIS"])
+    assert address.hostname in compose["services"]
+    with RedisServer(tmp_path, options=service["command"][1:]) as redis:
+        link = RedisLink(redis.url)
+        keys = Keys("test")
+        link.call(partial(publish, keys, [Change("public", "a", 1)]))
+        link.call(partial(mend, keys, [Change("public", "b", 1)]))
+        assert link.call(lambda client: client.xlen(keys.changes)) == 2
+        with redis.client() as client, pytest.raises(NoPermissionError):
+            client.eval("return 1", 0)
+        link.close()
 
 
 def test_compose_and_dockerfile_set_variables_that_exist(compose: Any) -> None:

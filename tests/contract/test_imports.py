@@ -22,6 +22,7 @@ TORCH_FREE = (
     "server.settings",
     "server.errors",
     "server.metrics",
+    "server.replicas.service",
     "server.client",
     "server.cli",
 )
@@ -51,11 +52,13 @@ RULES = (
             "server.metrics",
             "server.engine.request",
             "server.engine.status",
+            "server.replicas.state",
             "adapters_store",
         ),
         never=TENSORS,
     ),
     Rule(("server.engine", "server.model"), never=(*WEB, "server.api", "server.app", "server.settings", "server.cli")),
+    Rule(("server.replicas",), ours=("server.replicas", "server.errors", "adapters_store"), never=(*WEB, *TENSORS)),
     Rule(TORCH_FREE, never=TENSORS),
     Rule(("server.commands", "server.cli", "server.client"), never=("server.api", "server.engine", *WEB)),
 )

@@ -48,6 +48,7 @@ async def get_adapter(
 
 
 async def _info(reference: str, services: Services, caller: Caller) -> AdapterInfo:
+    await services.replicas.ensure(reference, caller.tenant)
     found = await asyncio.to_thread(services.adapters.info, reference, caller.tenant)
     return adapter_body(services.engine, found)
 
@@ -55,6 +56,7 @@ async def _info(reference: str, services: Services, caller: Caller) -> AdapterIn
 @router.get("/adapters/{name}/versions", responses=READ_ERRORS)
 async def list_versions(name: NamePath, services: ServicesDep, caller: CallerDep) -> VersionList:
     """All versions, deletions included."""
+    await services.replicas.ensure(name, caller.tenant)
     found = await asyncio.to_thread(services.adapters.versions, name, caller.tenant)
     return VersionList(versions=[adapter_body(services.engine, each) for each in found])
 
@@ -71,6 +73,7 @@ async def get_file(
     caller: CallerDep,
 ) -> Response:
     """The adapter as PEFT reads it."""
+    await services.replicas.ensure(reference, caller.tenant)
     size, pieces = await asyncio.to_thread(services.adapters.open_file, reference, filename, caller.tenant)
     media_type = "application/json" if filename.endswith(".json") else "application/octet-stream"
     headers = {"Content-Length": str(size), "Content-Disposition": f'attachment; filename="{filename}"'}
@@ -106,14 +109,14 @@ async def rollback(name: NamePath, body: RollbackRequest, services: ServicesDep,
 @router.post("/adapters/{reference}/warm", responses=CHANGE_ERRORS)
 async def warm(reference: ReferencePath, services: ServicesDep, caller: CallerDep) -> AdapterInfo:
     """Bring the adapter into device memory, before anybody asks for it."""
-    await services.engine.warm(_digest(reference, services, caller))
+    await services.engine.warm(await _digest(reference, services, caller))
     return await _info(reference, services, caller)
 
 
 @router.post("/adapters/{reference}/pin", responses=CHANGE_ERRORS)
 async def pin(reference: ReferencePath, services: ServicesDep, caller: CallerDep) -> AdapterInfo:
     """Bring this version into device memory and keep it there until it is unpinned, replaced or deleted."""
-    found = resolve(services, caller, reference, "reference")
+    found = await resolve(services, caller, reference, "reference")
     await services.engine.pin(found.digest)
     try:
         return await _info(f"{found.name}@{found.version}", services, caller)
@@ -125,9 +128,9 @@ async def pin(reference: ReferencePath, services: ServicesDep, caller: CallerDep
 @router.post("/adapters/{reference}/unpin", responses=CHANGE_ERRORS)
 async def unpin(reference: ReferencePath, services: ServicesDep, caller: CallerDep) -> AdapterInfo:
     """Let the adapter be evicted again."""
-    await services.engine.unpin(_digest(reference, services, caller))
+    await services.engine.unpin(await _digest(reference, services, caller))
     return await _info(reference, services, caller)
 
 
-def _digest(reference: str, services: Services, caller: Caller) -> str:
-    return resolve(services, caller, reference, "reference").digest
+async def _digest(reference: str, services: Services, caller: Caller) -> str:
+    return (await resolve(services, caller, reference, "reference")).digest

@@ -37,7 +37,7 @@ class ChatPlan:
 async def create_chat_completion(body: ChatRequest, call: CallDep) -> ChatCompletion | Response:
     """Answer a conversation. With `stream` the answer is server-sent events, ended by `[DONE]`."""
     _check(body)
-    choice = call.adapters.choose({"model": body.model, "adapter": body.adapter}, body.adapters)
+    choice = await call.adapters.choose({"model": body.model, "adapter": body.adapter}, body.adapters)
     plan = await _plan(body, choice, call)
     tokenizer = call.engine.tokenizer
     if body.stream:

@@ -22,7 +22,7 @@ router = APIRouter(route_class=JsonRoute, tags=["generate"])
 @router.post("/v1/completions", response_model=Completion, responses={200: EVENT_STREAM, **GENERATION_ERRORS})
 async def create_completion(body: CompletionRequest, call: CallDep) -> Completion | Response:
     """Continue one prompt or many. With `stream` the answer is server-sent events, ended by `[DONE]`."""
-    choice = call.adapters.choose({"model": body.model, "adapter": body.adapter}, body.adapters)
+    choice = await call.adapters.choose({"model": body.model, "adapter": body.adapter}, body.adapters)
     plan = plan_completion(body, choice, call)
     tokenizer = call.engine.tokenizer
     if body.stream:

@@ -41,7 +41,7 @@ async def compress(
 
     The answer comes when the version is stored: it takes seconds, for the probe runs among the other requests.
     """
-    source = resolve(services, caller, reference, "reference")
+    source = await resolve(services, caller, reference, "reference")
     stored, created, errors = await services.compressor.compress(
         source,
         Recipe(body.dtype, body.rank, body.energy),
@@ -67,7 +67,7 @@ async def compress_jointly(
 
     The answer comes when all are stored: it takes seconds for each adapter.
     """
-    sources = [resolve(services, caller, reference, "adapters") for reference in body.adapters]
+    sources = [await resolve(services, caller, reference, "adapters") for reference in body.adapters]
     stored = await services.compressor.compress_jointly(
         sources,
         JointRecipe(body.method, body.rank, body.clusters),

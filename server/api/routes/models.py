@@ -32,7 +32,7 @@ async def get_model(
     """One of them by its id, which for the base model may contain a slash."""
     if is_base(services, model_id):
         return _base(services)
-    ref = resolve(services, caller, model_id)
+    ref = await resolve(services, caller, model_id)
     adapter = await asyncio.to_thread(services.adapters.info, model_id, caller.tenant)
     return _card(services, adapter, name=ref.name if ref.name == model_id else model_id)
 

@@ -19,6 +19,17 @@ class State(BaseModel):
     status: str
 
 
+class RedisLink(BaseModel):
+    """The link to Redis since the start; `openings`: how often it was given up for a second after a failure."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    up: bool
+    calls: int
+    failures: int
+    openings: int
+
+
 class ServerInfo(BaseModel):
     """TGI's fields first (its clients read them), then ours."""
 
@@ -53,6 +64,8 @@ class ServerInfo(BaseModel):
     host_adapter_memory_bytes: int
     adapters_resident: int
     max_upload_bytes: int
+    redis: RedisLink | None
+    replicas: int
 
 
 # `include_in_schema`: HEAD is GET without the body, and a second operation of the same name would confuse generators.
@@ -81,7 +94,7 @@ async def ready(services: ServicesDep, caller: CallerDep) -> State:
 @router.get("/info")
 async def server_info(services: ServicesDep, caller: CallerDep) -> ServerInfo:
     """The base model, how it runs, and the limits of requests."""
-    info = services.engine.info
+    info, link = services.engine.info, services.replicas.link()
     return ServerInfo(
         model_id=info.model_id,
         model_sha=info.fingerprint,
@@ -112,6 +125,8 @@ async def server_info(services: ServicesDep, caller: CallerDep) -> ServerInfo:
         host_adapter_memory_bytes=info.host_adapter_memory_bytes,
         adapters_resident=services.engine.stats().adapters_resident,
         max_upload_bytes=services.settings.max_upload_bytes,
+        redis=RedisLink.model_validate(link) if link.configured else None,
+        replicas=services.replicas.count(),
     )
 
 

@@ -36,21 +36,21 @@ async def generate_compat(body: GenerateRequest, call: CallDep) -> list[Generate
     return await _stream(body, call) if body.stream else [await _whole(body, call)]
 
 
-def _plan(body: GenerateRequest, call: Call, *, stream: bool) -> TgiPlan:
+async def _plan(body: GenerateRequest, call: Call, *, stream: bool) -> TgiPlan:
     adapter_id = body.parameters.adapter_id if body.parameters else None
     named = {"parameters.adapter_id": adapter_id, "adapter": body.adapter, "model": body.model}
-    choice = call.adapters.choose(named, weighted_adapters(body))
+    choice = await call.adapters.choose(named, weighted_adapters(body))
     return plan_tgi(body, choice, call, stream=stream)
 
 
 async def _whole(body: GenerateRequest, call: Call) -> GenerateAnswer:
-    plan = _plan(body, call, stream=False)
+    plan = await _plan(body, call, stream=False)
     answers = await generation.generate(call, plan.requests, "generate")
     return TgiWriter(plan, call.engine.tokenizer).whole(answers)
 
 
 async def _stream(body: GenerateRequest, call: Call) -> Response:
-    plan = _plan(body, call, stream=True)
+    plan = await _plan(body, call, stream=True)
     opened = await generation.open_generations(call, plan.requests, "generate")
     return EventStream(_events(plan, opened, call.engine.tokenizer), opened.aclose, tgi_body)
 

@@ -17,16 +17,16 @@ from server.errors import InvalidRequest
 router = APIRouter(route_class=JsonRoute, tags=["tokens"])
 
 
-def _check_model(services: Services, caller: Caller, model: str | None) -> None:
+async def _check_model(services: Services, caller: Caller, model: str | None) -> None:
     """No adapter changes the tokens, so only a name that does not exist is wrong."""
     if model is not None:
-        named(services, caller, "model", model)
+        await named(services, caller, "model", model)
 
 
 @router.post("/tokenize", responses=JSON_ERRORS)
 async def tokenize(body: TokenizeRequest, services: ServicesDep, caller: CallerDep) -> TokenizeAnswer:
     """Token ids of a prompt, or of a conversation as the chat template writes it."""
-    _check_model(services, caller, body.model)
+    await _check_model(services, caller, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("Give either `prompt` or `messages`.", param="prompt")
     info = services.engine.info
@@ -53,7 +53,7 @@ def _tokenize(services: Services, body: TokenizeRequest) -> tuple[list[int], lis
 @router.post("/detokenize", responses=JSON_ERRORS)
 async def detokenize(body: DetokenizeRequest, services: ServicesDep, caller: CallerDep) -> DetokenizeAnswer:
     """The text of token ids."""
-    _check_model(services, caller, body.model)
+    await _check_model(services, caller, body.model)
     check_token_count(len(body.tokens), services.engine.info, "tokens")
     tokens = check_tokens(body.tokens, services.engine.info.vocabulary, "tokens")
     return DetokenizeAnswer(prompt=await asyncio.to_thread(services.engine.tokenizer.decode, tokens))
