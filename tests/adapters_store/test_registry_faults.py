@@ -135,7 +135,7 @@ def test_too_few_descriptors_are_no_damage(
     def exhausted(*_: object) -> str:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    for module, function in ((canonical, "digest_file"), (peft, "load")):
+    for module, function in ((canonical, "digest_file"), (peft.Loader, "load")):
         with monkeypatch.context() as patch:
             patch.setattr(module, function, exhausted)
             with pytest.raises(StoreUnavailable):
