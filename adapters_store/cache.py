@@ -37,6 +37,9 @@ class CachedObjects(Objects):
         self._folder = place.folder / "sha256"
         make_folder(self._folder)
 
+    def is_on_disk(self, key: str, digest: str) -> bool:
+        return (self._folder / digest).exists()
+
     @contextmanager
     def content(self, key: str, digest: str, size: int | None = None) -> Iterator[Path]:
         with ExitStack() as stack:

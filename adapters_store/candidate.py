@@ -7,6 +7,7 @@ from typing import Any
 
 from adapters_store import canonical
 from adapters_store.bucket import Source
+from adapters_store.formats import forms_file
 from adapters_store.forms import BaseSpec
 from adapters_store.info import BaseCheck, ModuleCount, Notice, Probe, Proof
 from adapters_store.records import Blob
@@ -65,3 +66,13 @@ def manifest_of(base: BaseSpec, weights: Blob, blobs: Mapping[str, Blob], fields
         "compression": None,
         **fields,
     }
+
+
+def of_forms(
+    base: BaseSpec, modules: forms_file.Modules, told: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Source], dict[str, Blob]]:
+    """Manifest, contents by digest, and blobs by name, of forms that the server has made."""
+    blobs, files = contents(forms_file.dump(modules))
+    counted = {"matched": len(modules), "total": len(base.modules)}
+    fields = {**forms_file.facts(modules), "modules": counted, **told}
+    return manifest_of(base, blobs[forms_file.FORMS_FILE], blobs, fields), files, blobs

@@ -74,6 +74,9 @@ class LocalObjects(Objects):
             raise ObjectMissing(key) from None
         yield path
 
+    def is_on_disk(self, key: str, digest: str) -> bool:
+        return self._path(key).exists()
+
     def publish(self, objects: Mapping[str, Source], record: tuple[str, bytes] | None = None) -> bool:
         staged: list[_Staged] = []
         try:

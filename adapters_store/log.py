@@ -131,6 +131,10 @@ class Log:
                 raise read_error(error, "file") from error
             yield path
 
+    def on_disk(self, record: Record) -> bool:
+        """Whether a version's blobs are on this machine's disk: nothing is read and no other machine asked."""
+        return all(self._objects.is_on_disk(blob_key(blob.digest), blob.digest) for blob in record.blobs.values())
+
     def sizes(self) -> dict[str, int]:
         """Sizes of all blobs and manifests by key: two listings."""
         return {**self._objects.sizes("blobs/"), **self._objects.sizes("manifests/")}

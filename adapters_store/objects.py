@@ -64,6 +64,10 @@ class Objects:
             return False
         return True
 
+    def is_on_disk(self, key: str, digest: str) -> bool:
+        """Whether an object is on this machine's disk, under its key or elsewhere by its digest."""
+        return False
+
     @contextmanager
     def file(self, key: str) -> Iterator[Path]:
         """The object as a local file, for as long as the context lasts. Raises ObjectMissing, StoreUnavailable."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from adapters_store import canonical, names
 from adapters_store.bucket import Source
-from adapters_store.candidate import NOT_RUNNING, Candidate, contents, manifest_of
+from adapters_store.candidate import NOT_RUNNING, Candidate, contents, manifest_of, of_forms
 from adapters_store.catalogue import Catalogue, Committed
 from adapters_store.errors import AdapterCorrupt, AdapterInvalid, AdapterNotFound, StoreUnavailable, read_error
 from adapters_store.formats import forms_file, peft, peft_export
@@ -76,6 +76,11 @@ class AdapterRegistry:
     def held(self, digest: str) -> bool:
         """Whether it is the current content of any name, whosever."""
         return digest in self.catalogue.digests()
+
+    def on_disk(self, name: str, version: int, tenant: str = "public") -> bool:
+        """Whether the files of a version are on this machine's disk."""
+        record = self._index.version(tenant, name, version)
+        return record is not None and self._log.on_disk(record)
 
     # --- changes
 
@@ -154,7 +159,7 @@ class AdapterRegistry:
         """
         names.check_name(name, *self.base.names)
         names.check_tenant(tenant)
-        manifest, files, blobs = self._of_forms(modules, told)
+        manifest, files, blobs = of_forms(self.base, modules, told)
         self.catalogue.refresh_name(tenant, name)
         return self._append(tenant, name, event, manifest, files, blobs, if_match, replace)
 
@@ -165,7 +170,7 @@ class AdapterRegistry:
 
         A store that fails, or a writer that comes between, may yet leave the versions of the first names.
         """
-        made = [self._of_forms(each.modules, each.told) for each in adapters]
+        made = [of_forms(self.base, each.modules, each.told) for each in adapters]
         for each in adapters:
             self.catalogue.refresh_name(tenant, each.name)
             current = self._index.current(tenant, each.name)
@@ -343,15 +348,6 @@ class AdapterRegistry:
         elif current is not None and not replace:
             raise names.taken(name, current.version, current.manifest)
         return None
-
-    def _of_forms(
-        self, modules: forms_file.Modules, told: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Source], dict[str, Blob]]:
-        """Manifest, contents by digest, and blobs by name."""
-        blobs, files = contents(forms_file.dump(modules))
-        counted = {"matched": len(modules), "total": len(self.base.modules)}
-        fields = {**forms_file.facts(modules), "modules": counted, **told}
-        return manifest_of(self.base, blobs[forms_file.FORMS_FILE], blobs, fields), files, blobs
 
     def _append(
         self,

@@ -7,7 +7,8 @@ from enum import StrEnum
 class Residency(StrEnum):
     """Where an adapter's weights are, seen from the engine."""
 
-    ABSENT = "absent"  # on disk or in the store only
+    ABSENT = "absent"  # in the store only, another machine's
+    DISK = "disk"  # on this machine's disk; the engine itself does not tell it from absent
     HOST = "host"  # in host memory
     LOADING = "loading"
     RESIDENT = "resident"  # in the device pool

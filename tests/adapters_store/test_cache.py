@@ -199,3 +199,17 @@ def test_processes_share_a_cache_while_they_evict_sweep_and_spoil_it(tmp_path: P
         assert reader.returncode == 0, errors
     assert not list((tmp_path / "cache" / "staging").iterdir())
     assert sum(path.stat().st_size for path in (tmp_path / "cache" / "sha256").iterdir()) <= 3 * SIZE
+
+
+def test_what_is_cached_is_on_this_disk(s3: S3, tmp_path: Path) -> None:
+    bucket = s3.open()
+    cached = CachedObjects(bucket._bucket, CachePlace(tmp_path / "cache", 1 << 20))
+    data = b"content"
+    digest = canonical.digest(data)
+    key = f"blobs/sha256/{digest}"
+    cached.publish({key: data})
+    assert not cached.is_on_disk(key, digest)
+    with cached.content(key, digest, len(data)):
+        pass
+    assert cached.is_on_disk(key, digest)
+    assert not bucket.is_on_disk(key, digest)

@@ -17,6 +17,7 @@ from adapters_store.errors import (
     PreconditionFailed,
 )
 from adapters_store.forms import BaseSpec, LowRank
+from adapters_store.local import LocalObjects
 from adapters_store.log import Log
 from adapters_store.objects import Objects
 from adapters_store.registry import AdapterRegistry
@@ -339,3 +340,10 @@ def test_a_start_reads_records_only_and_a_look_up_nothing(upload: Upload) -> Non
     assert len(again.list()[0]) == 12
     assert len(again.versions("a0")) == 2
     assert bucket.reads == []
+
+
+def test_whether_the_files_are_on_this_disk(registry: AdapterRegistry, upload: Upload, objects: Objects) -> None:
+    info, _ = upload("legal", 1)
+    assert registry.on_disk("legal", 1) == isinstance(objects, LocalObjects)
+    assert not registry.on_disk("legal", 2)
+    assert not registry.on_disk("other", info.version)

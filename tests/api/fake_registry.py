@@ -19,6 +19,7 @@ class FakeRegistry:
 
     def __init__(self) -> None:
         self.names: dict[tuple[str, str], Infos] = {}
+        self.near: set[str] = set()  # names whose files are on this machine's disk
         self.content: dict[str, tuple[bytes, bytes]] = {}
         self.failure: CodedError | None = None
         self.added: Infos = []
@@ -83,6 +84,9 @@ class FakeRegistry:
     def rollback(self, name: str, version: int, tenant: str = "public") -> AdapterInfo:
         old = self._find(f"{name}@{version}", tenant)
         return self._store(name, *self.content[old.digest], tenant)
+
+    def on_disk(self, name: str, version: int, tenant: str = "public") -> bool:
+        return name in self.near
 
     def held(self, digest: str) -> bool:
         return any(versions[-1].digest == digest for versions in self.names.values())

@@ -136,6 +136,9 @@ async def test_warm_pin_unpin(client: Client, registry: FakeRegistry) -> None:
     registry.put("legal", b"second")
     assert (await client.post("/adapters/legal@1/warm")).json()["residency"] == "resident"
     assert (await client.get("/adapters/legal")).json()["residency"] == "absent"
+    registry.near.add("legal")
+    assert (await client.get("/adapters/legal")).json()["residency"] == "disk"
+    assert (await client.get("/adapters/legal@1")).json()["residency"] == "resident", "the nearest place is told"
     assert (await client.post("/adapters/legal/pin")).json()["pinned"] is True
     assert (await client.post("/adapters/legal/unpin")).json()["pinned"] is False
     for action in ("warm", "pin", "unpin"):

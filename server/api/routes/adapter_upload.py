@@ -67,4 +67,4 @@ async def put_adapter(
     response.status_code = 201 if created else 200
     response.headers["ETag"] = etag(stored.digest)
     response.headers["Location"] = f"/adapters/{stored.name}@{stored.version}"
-    return adapter_body(services.engine, stored)
+    return adapter_body(services, caller, stored)

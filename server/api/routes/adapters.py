@@ -34,7 +34,7 @@ async def list_adapters(
 ) -> AdapterList:
     """One page by name; `next` is the `cursor` of the following one, or null."""
     page, following = await asyncio.to_thread(services.adapters.list, caller.tenant, cursor, limit)
-    return AdapterList(adapters=[adapter_body(services.engine, each) for each in page], next=following)
+    return AdapterList(adapters=[adapter_body(services, caller, each) for each in page], next=following)
 
 
 @router.get("/adapters/{reference}", responses=READ_ERRORS)
@@ -50,7 +50,7 @@ async def get_adapter(
 async def _info(reference: str, services: Services, caller: Caller) -> AdapterInfo:
     await services.replicas.ensure(reference, caller.tenant)
     found = await asyncio.to_thread(services.adapters.info, reference, caller.tenant)
-    return adapter_body(services.engine, found)
+    return adapter_body(services, caller, found)
 
 
 @router.get("/adapters/{name}/versions", responses=READ_ERRORS)
@@ -58,7 +58,7 @@ async def list_versions(name: NamePath, services: ServicesDep, caller: CallerDep
     """All versions, deletions included."""
     await services.replicas.ensure(name, caller.tenant)
     found = await asyncio.to_thread(services.adapters.versions, name, caller.tenant)
-    return VersionList(versions=[adapter_body(services.engine, each) for each in found])
+    return VersionList(versions=[adapter_body(services, caller, each) for each in found])
 
 
 @router.get(
@@ -103,7 +103,7 @@ async def rollback(name: NamePath, body: RollbackRequest, services: ServicesDep,
     """Make an earlier version's content current again, as a new version."""
     found = await asyncio.to_thread(services.adapters.rollback, name, body.version, caller.tenant)
     await release_replaced(services, caller, name, found.version)
-    return adapter_body(services.engine, found)
+    return adapter_body(services, caller, found)
 
 
 @router.post("/adapters/{reference}/warm", responses=CHANGE_ERRORS)

@@ -82,7 +82,7 @@ async def _answered(
 ) -> CompressedAdapter:
     if created:
         await release_replaced(services, caller, stored.name, stored.version)
-    body = adapter_body(services.engine, stored).model_dump()
+    body = adapter_body(services, caller, stored).model_dump()
     return CompressedAdapter(**body, module_errors=errors, new=created)
 
 

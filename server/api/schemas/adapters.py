@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapters_store import info
+from server.api.dependencies import Caller
 from server.api.schemas.sampling import Strict
-from server.api.services import Engine
+from server.api.services import Services
 from server.engine.status import Residency
 
 MAX_VERSION = 2**31 - 1
@@ -70,7 +71,8 @@ class Proof(FromStore):
 
 
 class AdapterInfo(FromStore):
-    """One version of an adapter. `residency` and `pinned` are this server's; the rest is the store's."""
+    """One version of an adapter. `residency` (where it is nearest: device, host memory, disk) and `pinned` are
+    this server's; the rest is the store's."""
 
     name: str
     version: int
@@ -176,10 +178,13 @@ class UnloadAdapterRequest(Strict):
     lora_name: Annotated[str, Field(min_length=1, max_length=512)]
 
 
-def adapter_body(engine: Engine, adapter: info.AdapterInfo) -> AdapterInfo:
+def adapter_body(services: Services, caller: Caller, adapter: info.AdapterInfo) -> AdapterInfo:
     """What the store and the engine know, together."""
     body = AdapterInfo.model_validate(adapter)
     if adapter.digest:
-        body.residency = engine.residency(adapter.digest)
-        body.pinned = engine.pinned(adapter.digest)
+        body.residency = services.engine.residency(adapter.digest)
+        body.pinned = services.engine.pinned(adapter.digest)
+        absent = body.residency is Residency.ABSENT
+        if absent and services.adapters.on_disk(adapter.name, adapter.version, caller.tenant):
+            body.residency = Residency.DISK
     return body
