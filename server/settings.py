@@ -135,7 +135,7 @@ class Settings(BaseSettings):
     adapter_dtype: Literal["native", "int8", "int4"] = _option(
         "native",
         "Type of adapters in memory; `int8`: half of 16-bit factors, at about 0.6 % error of the weights; `int4`: a "
-        "quarter, at about 13 %.",
+        "quarter, at about 8 %.",
         "native|int8|int4",
     )
     max_batch_tokens: PositiveInt = _option(512, "Tokens computed in one step, prompts and answers together.", "TOKENS")

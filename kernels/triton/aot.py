@@ -149,7 +149,7 @@ def _with_types(
     types = ["bfloat16", "int8", "int4"] if half else ["float32"]
     if not fused and (shrinks or not half or width is not Width.WIDE):  # what `launch` takes for several types
         types.append("floats")  # those that adapters are uploaded in
-        types += ["all"] if width is Width.MEDIUM else []
+        types += ["all"] if width is (Width.MEDIUM if shrinks or not half else Width.NARROW) else []
     if quick:
         types = ["int8" if fused else "floats"] if half and width is Width.MEDIUM else []
     for factors in types:

@@ -46,6 +46,15 @@ def block(pool: tl.tensor, offset: tl.tensor, ELEMENT: tl.constexpr) -> tl.tenso
 
 
 @triton.jit
+def rank_scale(record: tl.tensor, d: tl.tensor, r: tl.tensor, rank: tl.tensor, CORES: tl.constexpr) -> tl.tensor:
+    """`d` of the ranks `r`; with CORES 1 where the record has a core, for `lora_core` has multiplied by it."""
+    scale = tl.load(d + r, mask=r < rank, other=0.0)
+    if CORES:
+        scale = tl.where(tl.load(record + CORE) >= 0, 1.0, scale)
+    return scale
+
+
+@triton.jit
 def shrink_part(
     x: tl.tensor,
     x_row: tl.tensor,

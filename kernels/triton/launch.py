@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import triton
 
+from kernels.segments import INT4
+
 DECODE_ENTRIES = 64  # up to here a step counts as decode: few chunks, so a launch costs more than reading A again
 FUSED_WEIGHTS = 2**22  # inputs times outputs, up to which reading A anew for each tile of outputs stays in the L2 cache
 REGISTERS = 255  # per thread, on NVIDIA: the most there are
@@ -81,8 +83,11 @@ def expand_options(row: Launch, fuse: bool, nvidia: bool) -> dict[str, Any]:
 
 
 def shrink_options(row: Launch, factors: int) -> dict[str, Any]:
-    """With code for several types of factors a fourth stage makes ptxas spill."""
-    return {**row.options, "num_stages": min(row.stages, 3)} if several(factors) else row.options
+    """With code for several types a fourth stage makes ptxas spill, with 4-bit ones among them 4 warps do too."""
+    if not several(factors):
+        return row.options
+    warps = 8 if factors >> INT4 & 1 else row.warps
+    return {**row.options, "num_stages": min(row.stages, 3), "num_warps": warps}
 
 
 def several(factors: int) -> bool:
@@ -99,9 +104,14 @@ def shrink_launch(x: torch.dtype, inner: int) -> Launch:
 
 
 def expand_launch(y: torch.dtype, outer: int, factors: int) -> Launch:
-    """`outer`: the widest of a group. With code for several types of factors the widest tile would spill registers."""
+    """`outer`: the widest of a group.
+
+    With code for several types of factors the widest tile would spill registers, with 4-bit ones among them the next.
+    """
     width = width_class(outer)
-    return EXPAND[y != torch.float32, Width.MEDIUM if width is Width.WIDE and several(factors) else width]
+    if several(factors) and y != torch.float32:
+        width = Width.NARROW if factors >> INT4 & 1 else min(width, Width.MEDIUM, key=list(Width).index)
+    return EXPAND[y != torch.float32, width]
 
 
 def fused(entries: int, inner: int, outer: int, factors: int) -> bool:

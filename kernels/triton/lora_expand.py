@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.triton.factors import BIAS, CORE, DTYPE, RANK, ROWS, A, B, D, block, expand_block, pick, shrink_part
+from kernels.triton.factors import BIAS, DTYPE, RANK, ROWS, A, B, D, block, expand_block, pick, rank_scale, shrink_part
 
 
 # fmt: off
@@ -19,13 +19,12 @@ def lora_expand(
     # fmt: on
     """`y[t] += w * (B (d * h) + bias)`, a row's adapters in segment order, in float32, rounded once.
 
-    h: as `lora_shrink` left it, or with CORES `lora_core`, which has multiplied by `d` where there is a core; FUSED: h
-    is not read, each program computes what it needs of `A x` itself, with the same sums. Grid (chunks, tiles of BLOCK_N
-    outputs, GROUP). A rank beyond `width`, which h cannot hold, gives NaN.
+    h: as `lora_shrink` left it, or with CORES `lora_core`; FUSED: h is not read, each program computes what it needs of
+    `A x` itself, with the same sums. Grid (chunks, tiles of BLOCK_N outputs, GROUP). A rank beyond `width`, which h
+    cannot hold, gives NaN.
     """
     chunk, tile, member = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first, rows = tl.load(table + chunk * 3), tl.load(table + chunk * 3 + 1)
-    layers = tl.load(table + chunk * 3 + 2)
     outer = pick(member, outer0, outer1, outer2, GROUP)
     if (rows == 0) | (tile * BLOCK_N >= outer):
         return
@@ -38,7 +37,7 @@ def lora_expand(
     mask = live[:, None] & (n < outer)[None, :]
     y = tl.load(place, mask=mask, other=0.0)
     total = y.to(tl.float32)
-    for layer in range(layers):
+    for layer in range(tl.load(table + chunk * 3 + 2)):
         entry = first + layer * rows
         record = records + tl.load(slots + entry).to(tl.int64) * record_stride
         rank, dtype = tl.load(record + RANK).to(tl.int32), tl.load(record + DTYPE)
@@ -58,10 +57,7 @@ def lora_expand(
                     base = h + (part * GROUP + member).to(tl.int64) * entries * width
                     at = base + (entry + lane).to(tl.int64)[:, None] * width + r[None, :]
                     product += tl.load(at, mask=live[:, None] & (r < tl.minimum(rank, width))[None, :], other=0.0)
-            scale = tl.load(d + r, mask=r < rank, other=0.0)
-            if CORES:
-                scale = tl.where(tl.load(record + CORE) >= 0, 1.0, scale)
-            product *= scale[None, :]
+            product *= rank_scale(record, d, r, rank, CORES)[None, :]
             delta = expand_block(
                 delta, product, pool, b, dtype, first_rank, rank, n, outer, y.dtype != tl.float32, FACTORS, BLOCK_R
             )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels import dispatch, reference
-from kernels.segments import Segments
+from kernels.segments import Field, Segments
 from tests.bench.facts import cpu
 from tests.kernels.support import Group, PoolBuilder, lowrank_adapter, pack, paged, replacement, segments_of
 
@@ -48,13 +48,20 @@ def best(call: Callable[[], object], seconds: float) -> float:
 
 
 def adapter_step(
-    rows: int, ranks: tuple[int, ...], factor: torch.dtype | str = torch.bfloat16, *, core: bool = False
+    rows: int, ranks: tuple[int, ...], factor: torch.dtype | str = torch.bfloat16, *, shared: str = ""
 ) -> Case:
-    """All adapter products of one step: 7 linears of 30 layers, rows spread evenly over the adapters."""
+    """All adapter products of one step: 7 linears of 30 layers, rows spread evenly over the adapters.
+
+    shared: "full" or "diag": all adapters stand in one basis, with cores of that kind.
+    """
     builder = PoolBuilder()
     shapes = SHAPES * LAYERS
-    one_layer = {(r, shape): lowrank_adapter(r, *shape, factor, core=core) for r in ranks for shape in SHAPES}
+    one_layer = {
+        (r, shape): lowrank_adapter(r, *shape, factor, core=shared == "full") for r in ranks for shape in SHAPES
+    }
     records = torch.tensor([[builder.add(one_layer[r, shape]) for shape in shapes] for r in ranks])
+    if shared:
+        records[1:, :, [Field.A, Field.B]] = records[:1, :, [Field.A, Field.B]]
     pool = builder.pool()
     segments = segments_of(
         *(Group(i, range(i * rows // len(ranks), (i + 1) * rows // len(ranks))) for i in range(len(ranks)))
@@ -68,8 +75,9 @@ def adapter_step(
             product(y[outer], x[inner], pool, column, segments)
 
     name = f"lowrank, {rows} rows, {len(ranks)} adapters, 210 modules, {str(factor).removeprefix('torch.')}"
-    name += ", cores" if core else ""
-    return Case(name, lambda: step(dispatch.lowrank), lambda: step(reference.lowrank), pool.numel() / 1e6)
+    name += f", shared, {shared}" if shared else ""
+    megabytes = pool.numel() / 1e6 / (len(ranks) if shared else 1)
+    return Case(name, lambda: step(dispatch.lowrank), lambda: step(reference.lowrank), megabytes)
 
 
 def lookup(rows: int) -> Case:
@@ -125,7 +133,8 @@ def cases() -> Iterator[Case]:
         for rows in (8, 16, 128):
             yield adapter_step(rows, RANKS, factor)
         yield adapter_step(1, (64,), factor)
-    yield adapter_step(8, RANKS, core=True)
+    for shared in ("full", "diag"):
+        yield adapter_step(8, (16,) * 8, shared=shared)
     yield lookup(8)
     yield head(8)
     yield store(8)

@@ -5,6 +5,8 @@ from collections import Counter
 import pytest
 from torch.fx import GraphModule
 
+from adapters_store.compression.recipe import Dtype, in_memory
+from adapters_store.forms import AdapterWeights
 from server.engine.background_compiler import CACHE_VARIABLE
 from server.engine.limits import EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
@@ -18,8 +20,9 @@ ADAPTERS = {"one": {"r": 5, "lora_alpha": 10}, "two": {"r": 5, "lora_alpha": 20}
 PROMPT = (5, 9, 17, 4)
 
 
+@pytest.mark.parametrize("factors", ["native", "int4"])
 def test_products_are_grouped_and_adapters_stay_with_their_rows(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, factors: Dtype
 ) -> None:
     calls: list[Counter[str]] = []
     group = layer_groups.group_products
@@ -31,7 +34,11 @@ def test_products_are_grouped_and_adapters_stay_with_their_rows(
     monkeypatch.setattr(compiling, "group_products", spy)
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("inductor")))
     world = build_world(tmp_path_factory.mktemp("int8"), "llama", ADAPTERS)
-    driver = CoreDriver(world.base(), LIMITS, world.registry.load, "int8", compiling=True)
+
+    def load(digest: str) -> AdapterWeights:
+        return in_memory(world.registry.load(digest), factors)
+
+    driver = CoreDriver(world.base(), LIMITS, load, "int8", compiling=True)
     try:
         driver.core.start()
         assert driver.core.compiler is not None
