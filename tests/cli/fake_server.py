@@ -68,6 +68,7 @@ class FakeServer:
             "provenance": {},
             "compression": None,
             "warnings": [noop] if b"noop" in weights else [],
+            "proof": None,
         }
         return AdapterInfo.model_validate(told).model_dump(mode="json")  # the real server's shape
 
