@@ -37,8 +37,8 @@ class CachedObjects(Objects):
         self._folder = place.folder / "sha256"
         make_folder(self._folder)
 
-    def is_on_disk(self, key: str, digest: str) -> bool:
-        return (self._folder / digest).exists()
+    def bytes_here(self, key: str, digest: str, size: int) -> int:
+        return size if (self._folder / digest).exists() else super().bytes_here(key, digest, size)
 
     @contextmanager
     def content(self, key: str, digest: str, size: int | None = None) -> Iterator[Path]:

@@ -74,8 +74,8 @@ class LocalObjects(Objects):
             raise ObjectMissing(key) from None
         yield path
 
-    def is_on_disk(self, key: str, digest: str) -> bool:
-        return self._path(key).exists()
+    def bytes_here(self, key: str, digest: str, size: int) -> int:
+        return size if self._path(key).exists() else 0
 
     def publish(self, objects: Mapping[str, Source], record: tuple[str, bytes] | None = None) -> bool:
         staged: list[_Staged] = []

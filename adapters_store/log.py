@@ -131,9 +131,11 @@ class Log:
                 raise read_error(error, "file") from error
             yield path
 
-    def on_disk(self, record: Record) -> bool:
-        """Whether a version's blobs are on this machine's disk: nothing is read and no other machine asked."""
-        return all(self._objects.is_on_disk(blob_key(blob.digest), blob.digest) for blob in record.blobs.values())
+    def share_here(self, record: Record) -> float:
+        """Share of a version's bytes on this machine's disk, 0 to 1: nothing is read and no other machine asked."""
+        blobs = record.blobs.values()
+        here = sum(self._objects.bytes_here(blob_key(blob.digest), blob.digest, blob.size) for blob in blobs)
+        return here / max(1, sum(blob.size for blob in blobs))
 
     def sizes(self) -> dict[str, int]:
         """Sizes of all blobs and manifests by key: two listings."""

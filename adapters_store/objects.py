@@ -30,6 +30,7 @@ class Objects:
         self._bucket = bucket
         self._lock: AbstractContextManager[Any] = nullcontext() if shared else threading.Lock()
         self._shared = shared
+        self._downloads: dict[str, Path] = {}  # of several of one object the last that began
 
     def prove(self) -> None:
         """Raises StoreUnavailable unless the store can be listed and written, and keeps a record that is there.
@@ -64,16 +65,24 @@ class Objects:
             return False
         return True
 
-    def is_on_disk(self, key: str, digest: str) -> bool:
-        """Whether an object is on this machine's disk, under its key or elsewhere by its digest."""
-        return False
+    def bytes_here(self, key: str, digest: str, size: int) -> int:
+        """Of an object's `size` bytes those on this machine's disk; while it is downloaded, those that have come."""
+        path = self._downloads.get(key)
+        try:
+            return min(size, path.stat().st_size) if path is not None else 0
+        except FileNotFoundError:  # it has ended meanwhile
+            return 0
 
     @contextmanager
     def file(self, key: str) -> Iterator[Path]:
         """The object as a local file, for as long as the context lasts. Raises ObjectMissing, StoreUnavailable."""
         with staged_file(self.staging) as path:
-            self._bucket.download(key, path)
-            yield path
+            self._downloads[key] = path
+            try:
+                self._bucket.download(key, path)
+                yield path
+            finally:
+                self._downloads.pop(key, None)
 
     @contextmanager
     def content(self, key: str, digest: str, size: int | None = None) -> Iterator[Path]:

@@ -77,10 +77,10 @@ class AdapterRegistry:
         """Whether it is the current content of any name, whosever."""
         return digest in self.catalogue.digests()
 
-    def on_disk(self, name: str, version: int, tenant: str = "public") -> bool:
-        """Whether the files of a version are on this machine's disk."""
+    def share_here(self, name: str, version: int, tenant: str = "public") -> float:
+        """Share of a version's bytes on this machine's disk, 0 to 1; it grows while they are fetched from a bucket."""
         record = self._index.version(tenant, name, version)
-        return record is not None and self._log.on_disk(record)
+        return self._log.share_here(record) if record is not None else 0.0
 
     # --- changes
 

@@ -11,7 +11,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from adapters_store import canonical
-from adapters_store.bucket import ObjectDamaged, ObjectMissing
+from adapters_store.bucket import Bucket, ObjectDamaged, ObjectMissing
 from adapters_store.cache import CachedObjects, CachePlace
 from adapters_store.errors import StoreUnavailable
 from adapters_store.log import Log
@@ -208,8 +208,27 @@ def test_what_is_cached_is_on_this_disk(s3: S3, tmp_path: Path) -> None:
     digest = canonical.digest(data)
     key = f"blobs/sha256/{digest}"
     cached.publish({key: data})
-    assert not cached.is_on_disk(key, digest)
+    assert cached.bytes_here(key, digest, len(data)) == 0
     with cached.content(key, digest, len(data)):
         pass
-    assert cached.is_on_disk(key, digest)
-    assert not bucket.is_on_disk(key, digest)
+    assert cached.bytes_here(key, digest, len(data)) == len(data)
+    assert bucket.bytes_here(key, digest, len(data)) == 0
+
+
+def test_bytes_that_have_come_are_told_while_others_are_on_their_way(tmp_path: Path) -> None:
+    data = bytes(range(200))
+    digest = canonical.digest(data)
+    seen: list[int] = []
+
+    class Slow(Bucket):
+        def download(self, key: str, target: Path) -> None:
+            for end in (50, 200):
+                target.write_bytes(data[:end])
+                seen.append(objects.bytes_here(key, digest, len(data)))
+
+    objects = Objects(Slow(MemoryStore()), staging=tmp_path)
+    assert objects.bytes_here("blob", digest, len(data)) == 0
+    with objects.content("blob", digest, len(data)):
+        assert objects.bytes_here("blob", digest, len(data)) == 200
+    assert seen == [50, 200]
+    assert objects.bytes_here("blob", digest, len(data)) == 0

@@ -342,8 +342,8 @@ def test_a_start_reads_records_only_and_a_look_up_nothing(upload: Upload) -> Non
     assert bucket.reads == []
 
 
-def test_whether_the_files_are_on_this_disk(registry: AdapterRegistry, upload: Upload, objects: Objects) -> None:
+def test_how_much_of_a_version_is_on_this_disk(registry: AdapterRegistry, upload: Upload, objects: Objects) -> None:
     info, _ = upload("legal", 1)
-    assert registry.on_disk("legal", 1) == isinstance(objects, LocalObjects)
-    assert not registry.on_disk("legal", 2)
-    assert not registry.on_disk("other", info.version)
+    assert registry.share_here("legal", 1) == (1.0 if isinstance(objects, LocalObjects) else 0.0)
+    assert registry.share_here("legal", 2) == 0
+    assert registry.share_here("other", info.version) == 0

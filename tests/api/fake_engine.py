@@ -131,6 +131,7 @@ class FakeEngine:
         self.streams: list[FakeStream] = []
         self.open: set[str] = set()
         self.resident: set[str] = set()
+        self.loading: set[str] = set()
         self.pins: set[str] = set()
 
     @property
@@ -169,6 +170,8 @@ class FakeEngine:
         return stream
 
     def residency(self, digest: str) -> Residency:
+        if digest in self.loading:
+            return Residency.LOADING
         return Residency.RESIDENT if digest in self.resident else Residency.ABSENT
 
     def pinned(self, digest: str) -> bool:

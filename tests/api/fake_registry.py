@@ -19,7 +19,7 @@ class FakeRegistry:
 
     def __init__(self) -> None:
         self.names: dict[tuple[str, str], Infos] = {}
-        self.near: set[str] = set()  # names whose files are on this machine's disk
+        self.near: dict[str, float] = {}  # share of a name's bytes on this machine's disk
         self.content: dict[str, tuple[bytes, bytes]] = {}
         self.failure: CodedError | None = None
         self.added: Infos = []
@@ -85,8 +85,8 @@ class FakeRegistry:
         old = self._find(f"{name}@{version}", tenant)
         return self._store(name, *self.content[old.digest], tenant)
 
-    def on_disk(self, name: str, version: int, tenant: str = "public") -> bool:
-        return name in self.near
+    def share_here(self, name: str, version: int, tenant: str = "public") -> float:
+        return self.near.get(name, 0.0)
 
     def held(self, digest: str) -> bool:
         return any(versions[-1].digest == digest for versions in self.names.values())

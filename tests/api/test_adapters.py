@@ -53,8 +53,16 @@ async def test_one_adapter(client: Client, engine: FakeEngine, registry: FakeReg
         "warnings": [],
         "proof": None,
         "residency": "resident",
+        "progress": None,
         "pinned": True,
     }
+
+
+async def test_progress_of_a_load(client: Client, engine: FakeEngine, registry: FakeRegistry) -> None:
+    engine.loading.add(registry.resolve("legal").digest)
+    registry.near["legal"] = 0.25
+    shown = (await client.get("/adapters/legal")).json()
+    assert (shown["residency"], shown["progress"]) == ("loading", 0.25)
 
 
 async def test_an_upload_tells_its_proof(client: Client) -> None:
@@ -136,7 +144,9 @@ async def test_warm_pin_unpin(client: Client, registry: FakeRegistry) -> None:
     registry.put("legal", b"second")
     assert (await client.post("/adapters/legal@1/warm")).json()["residency"] == "resident"
     assert (await client.get("/adapters/legal")).json()["residency"] == "absent"
-    registry.near.add("legal")
+    registry.near["legal"] = 0.5
+    assert (await client.get("/adapters/legal")).json()["residency"] == "absent"
+    registry.near["legal"] = 1.0
     assert (await client.get("/adapters/legal")).json()["residency"] == "disk"
     assert (await client.get("/adapters/legal@1")).json()["residency"] == "resident", "the nearest place is told"
     assert (await client.post("/adapters/legal/pin")).json()["pinned"] is True

@@ -71,8 +71,9 @@ class Proof(FromStore):
 
 
 class AdapterInfo(FromStore):
-    """One version of an adapter. `residency` (where it is nearest: device, host memory, disk) and `pinned` are
-    this server's; the rest is the store's."""
+    """One version of an adapter. `residency` (where it is nearest: device, host memory, disk), `progress` (while it is
+    loading, the share of its bytes that this machine has) and `pinned` are this server's; the rest is the store's.
+    """
 
     name: str
     version: int
@@ -91,6 +92,7 @@ class AdapterInfo(FromStore):
     warnings: list[Notice]
     proof: Proof | None
     residency: Residency = Residency.ABSENT
+    progress: float | None = None
     pinned: bool = False
 
 
@@ -184,7 +186,10 @@ def adapter_body(services: Services, caller: Caller, adapter: info.AdapterInfo) 
     if adapter.digest:
         body.residency = services.engine.residency(adapter.digest)
         body.pinned = services.engine.pinned(adapter.digest)
-        absent = body.residency is Residency.ABSENT
-        if absent and services.adapters.on_disk(adapter.name, adapter.version, caller.tenant):
-            body.residency = Residency.DISK
+        if body.residency in (Residency.ABSENT, Residency.LOADING):
+            share = services.adapters.share_here(adapter.name, adapter.version, caller.tenant)
+            if body.residency is Residency.LOADING:
+                body.progress = share
+            elif share == 1:
+                body.residency = Residency.DISK
     return body
