@@ -120,8 +120,9 @@ class LlamaCpp:
     def _call(self, request: Request) -> Call:
         body: dict[str, Any] = {"prompt": request.prompt, "n_predict": request.new_tokens, "ignore_eos": True}
         body |= {"stream": True, "cache_prompt": False, "temperature": 0}
-        if request.adapter:
-            body["lora"] = [{"id": self._numbers[request.adapter], "scale": 1.0}]
+        # Without the field every adapter loaded is applied, whatever the server was told at its start.
+        adapter = self._numbers[request.adapter] if request.adapter else 0
+        body["lora"] = [{"id": adapter, "scale": 1.0 if request.adapter else 0.0}]
         return Call("/completion", body)
 
     def _wait(self) -> None:
