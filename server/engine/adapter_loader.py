@@ -56,6 +56,7 @@ class AdapterLoader:
         self._reading: dict[str, Future[PackedAdapter]] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._last_bytes = 1
         self._threads = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="adapter-loader")
         self._prefetching = ThreadPoolExecutor(1, thread_name_prefix="adapter-prefetch")
 
@@ -68,7 +69,12 @@ class AdapterLoader:
             self._threads.submit(self._run, digest)
 
     def prefetch(self, digests: Iterable[str]) -> None:
-        """Bring adapters into host memory, on a thread that no load waits for. Any thread may ask; nobody is told."""
+        """Bring adapters into host memory, on a thread that no load waits for. Any thread may ask; nobody is told.
+
+        Nothing is read that host memory would not keep, as far as the adapter read last tells.
+        """
+        if self.host.limit < self._last_bytes:
+            return
         for digest in digests:
             with self._lock:
                 if digest not in self.host and digest not in self._reading:
@@ -122,6 +128,7 @@ class AdapterLoader:
             weights = self._load(digest)
             read = time.monotonic()
             adapter = self.host.put(self._pack(weights))
+            self._last_bytes = adapter.num_bytes
             packed = time.monotonic()
         except BaseException as error:
             self._forget(digest)

@@ -272,7 +272,10 @@ class AdapterPool:
         staying = set(self._shared) - self._parts_only_of(gone)
         found: list[Piece] = []
         missing = [key for key in shared if key not in staying]
-        for wanted in (sizes, *(shared[key] for key in missing)):
+        parts = [sizes, *(shared[key] for key in missing)]
+        if sum(map(sum, parts)) > (self.allocator.num_free + len(more)) * self.allocator.page_bytes:
+            return None  # told without trying, for this is asked at each step and for each adapter that might go
+        for wanted in parts:
             taken = {page for piece in found for page in piece.pages}
             placed = self.allocator.fit(wanted, more, taken)
             if placed is None:

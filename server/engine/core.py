@@ -57,6 +57,7 @@ class EngineCore:
         self.compiler = compiler
         self._answers: dict[str, Answer] = {}
         self._staged: list[PackedAdapter] = []  # loaded, waiting for room in the pool
+        self._prefetched: frozenset[str] = frozenset()  # wishes that host memory was told of
         self._arrivals: list[tuple[str, Arrival]] = []  # placed, their bytes are on the way
         self._quarantine = Quarantine()
         self._counters = _Counters()
@@ -201,7 +202,9 @@ class EngineCore:
         adapters = self.scheduler.adapters
         for digest in adapters.take_wanted(LOADS_IN_FLIGHT, urgent=self.scheduler.awaited):
             self._loader.start(digest)
-        self._loader.prefetch(adapters.next_wanted(PREFETCHES))
+        wished = adapters.next_wanted(PREFETCHES)
+        self._loader.prefetch([digest for digest in wished if digest not in self._prefetched])
+        self._prefetched = frozenset(wished)  # once for each wish: a host cache too small for all would read for ever
 
     def _await_arrivals(self) -> None:
         """With nothing else to do the step waits for bytes on their way to the device: nothing else tells of them."""

@@ -120,6 +120,26 @@ def test_a_prefetch_tells_nobody() -> None:
         assert not own.has_ended
 
 
+def test_nothing_is_prefetched_that_would_not_be_kept() -> None:
+    store = Store()
+    with loader(store, limit=100) as (own, done):
+        own.start("a")
+        ended(own, done, 1)
+        own.prefetch(["b"])
+        own.start("c")
+        ended(own, done, 1)
+        assert store.reads == ["a", "c"]
+
+
+def test_without_host_memory_nothing_is_prefetched() -> None:
+    store = Store()
+    with loader(store, limit=0) as (own, done):
+        own.prefetch(["b"])
+        own.start("c")
+        ended(own, done, 1)
+        assert store.reads == ["c"]
+
+
 def test_a_failed_prefetch_is_tried_again_by_the_load() -> None:
     store = Store()
     store.broken.add("a")
