@@ -47,7 +47,9 @@ class Index:
 
     def version(self, tenant: str, name: str, version: int) -> Record | None:
         """One version of a name, tombstones included."""
-        return next((record for record in self.versions(tenant, name) if record.version == version), None)
+        versions = self.versions(tenant, name)
+        place = bisect_left(versions, version, key=lambda record: record.version)
+        return versions[place] if place < len(versions) and versions[place].version == version else None
 
     def by_digest(self, tenant: str, digest: str) -> tuple[str, int] | None:
         """A name and version of the tenant with this content: a current one if there is any, else the latest.

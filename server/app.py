@@ -74,7 +74,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
         max_upload_bytes=int(settings.max_upload_bytes),
         loopback_only=is_loopback(settings.host),
     )
-    intake = Intake(registry, engine, trials, served, engine.info.device_memory_bytes)
+    intake = Intake(registry, engine, trials, served)
     compressor = Compressor(registry, engine, trials)
     replicas = _replicas(settings, registry, notices, engine)
     services = Services(engine, registry, intake, compressor, replicas, Metrics(), api_settings, drain)
@@ -124,8 +124,10 @@ def _lifespan(
             yield
         finally:
             stopping.set()
-            await asyncio.to_thread(replicas.stop)
-            await engine.stop()
+            try:
+                await asyncio.to_thread(replicas.stop)
+            finally:
+                await engine.stop()
 
     return lifespan
 
@@ -143,7 +145,7 @@ def _replicas(settings: Settings, registry: AdapterRegistry, notices: Notices, e
 
     def own() -> Member:
         stats = engine.stats()
-        resident = placed(sorted(registry.catalogue.digests()), engine.residency)
+        resident = placed(engine.held(), engine.residency)
         return Member(identity, address, engine.info.model_id, stats.running, stats.waiting, stats.kv_usage, resident)
 
     rate = Rate.parse(settings.rate_limit) if settings.rate_limit is not None else None

@@ -14,7 +14,7 @@ from adapters_store.forms import AdapterWeights, MadeForms
 from adapters_store.info import AdapterInfo, AdapterRef
 from adapters_store.registry import AdapterRegistry
 from server.divergence import PROMPTS, Divergence, Engine, measure
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, ModelOutputInvalid, Overloaded
 from server.trials import Trials
 
 Told = tuple[AdapterInfo, bool, dict[str, float]]
@@ -27,6 +27,7 @@ class Compressor:
         self._registry = registry
         self._engine = engine
         self._trials = trials
+        self._joining = False
 
     async def compress(
         self,
@@ -82,13 +83,24 @@ class Compressor:
         """As `compress`, for a collection of one tenant, in the order of `sources`: current versions of their names.
 
         Each gets a next version, if all keep the bounds; a name that has changed meanwhile is refused (If-Match).
-        Raises besides InvalidRequest `duplicate_adapter`, AdapterInvalid `rank_limit`, `too_few_adapters` or
-        `modules_differ`.
+        Raises besides Overloaded while another collection is at work, InvalidRequest `duplicate_adapter`, and
+        AdapterInvalid `rank_limit`, `too_few_adapters` or `modules_differ`.
         """
         _check_collection(sources, recipe, self._registry.limits.max_rank)
         for source in sources:
             self._check_current(source, "Name it without a version.", "adapters")
             self._check_original(source)
+        if self._joining:  # it takes minutes of a core and all factors in float64
+            raise Overloaded("Another collection is being compressed. Try again when it is done.")
+        self._joining = True
+        try:
+            return await self._jointly(sources, recipe, bounds, probe)
+        finally:
+            self._joining = False
+
+    async def _jointly(
+        self, sources: Sequence[AdapterRef], recipe: JointRecipe, bounds: Bounds, probe: Sequence[str] | None
+    ) -> list[Told]:
         weights = [await asyncio.to_thread(self._registry.load, source.digest) for source in sources]
         members = await asyncio.to_thread(compress_jointly, weights, recipe)
         prompts, made = tuple(probe or PROMPTS), []
@@ -120,7 +132,11 @@ class Compressor:
         _check("max_error", "relative error", made.relative_error, bounds.max_error)
         engine, trials = self._engine, self._trials
         with trials.on_trial(engine, weights) as original, trials.on_trial(engine, _weights(made)) as changed:
-            divergence = await measure(self._engine, prompts, original, changed, tenant)
+            try:
+                divergence = await measure(self._engine, prompts, original, changed, tenant)
+            except ModelOutputInvalid:
+                text = "With this adapter the model's output has no valid numbers, so nothing can be measured."
+                raise AdapterInvalid(text, code="model_output_invalid", param="adapter") from None
         _check("max_divergence", "mean KL divergence", divergence.mean_kl, bounds.max_divergence)
         return divergence
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class Intake:
     """The one way in for uploads to a running server.
 
-    served: an adapter as the engine will hold it; room: bytes of weights that the engine could hold.
+    served: an adapter as the engine will hold it.
     """
 
     def __init__(
@@ -33,13 +33,11 @@ class Intake:
         engine: divergence.Engine,
         trials: Trials,
         served: Callable[[AdapterWeights], AdapterWeights],
-        room: int,
     ) -> None:
         self._registry = registry
         self._engine = engine
         self._trials = trials
         self._served = served
-        self._room = room
         self._turn = asyncio.Lock()  # one probe at a time: each holds two distributions per token
 
     async def add(
@@ -64,8 +62,6 @@ class Intake:
         return await asyncio.to_thread(self._registry.store, found, found.proof(tried))
 
     async def _try(self, found: Candidate) -> Probe | Notice:
-        if found.manifest["bytes"] > self._room:
-            return Notice("adapter_memory_full", "The adapter is larger than the device's memory.")
         try:
             async with asyncio.timeout(PROBE_SECONDS), self._turn:
                 weights = await asyncio.to_thread(lambda: self._served(self._registry.weights(found)))

@@ -217,6 +217,16 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _budget_holds_its_parts(self) -> "Settings":
+        parts = self.kv_cache_memory + self.adapter_memory
+        if "device_memory" in self.model_fields_set and self.device_memory < parts:
+            raise ValueError(
+                "--device-memory (POLYRANK_DEVICE_MEMORY) is less than the "
+                f"{parts} bytes that --kv-cache-memory and --adapter-memory are sure of; lower these or raise it"
+            )
+        return self
+
     @property
     def address(self) -> str:
         """URL at which this machine reaches the server."""

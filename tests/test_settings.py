@@ -234,3 +234,11 @@ def test_main_rewrites_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     stamp = readme.stat().st_mtime_ns
     module.main()
     assert readme.stat().st_mtime_ns == stamp
+
+
+def test_the_one_budget_holds_its_two_parts() -> None:
+    parts = {"kv_cache_memory": "1GiB", "adapter_memory": "1GiB"}
+    assert load(parts | {"device_memory": "2GiB"}).device_memory == 2 << 30
+    assert load(parts).adapter_memory == 1 << 30, "not asked for, it grows with them"
+    with pytest.raises(SettingsError, match="--device-memory"):
+        load(parts | {"device_memory": "2047MiB"})

@@ -88,7 +88,8 @@ def join(deltas: Deltas, rank: int, method: Method = "full", start: JointBasis |
     The objective is not convex: the result is a local optimum, the same one for the same input.
     """
     if start is None:
-        u, v = _first(deltas, min(rank, deltas.a.shape[2], deltas.b.shape[1]))
+        count, most, inputs = deltas.a.shape  # more columns than all deltas have ranks would add nothing
+        u, v = _first(deltas, min(rank, count * most, inputs, deltas.b.shape[1]))
         if method == "diag":
             full = join(deltas, rank)
             u, v = full.u, full.v

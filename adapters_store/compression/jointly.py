@@ -58,6 +58,7 @@ def compress_jointly(adapters: Sequence[AdapterWeights], recipe: JointRecipe) ->
     deltas = [_deltas(weights) for weights in adapters]
     collection = compress_collection(deltas, recipe.rank, recipe.clusters, _METHODS[recipe.method])
     shared = _shared(collection, len(adapters))
+    _check_smaller(deltas, [bases for _, bases in shared])
     return [
         Member(_member(weights, own, bases), cluster)
         for weights, own, (cluster, bases) in zip(adapters, deltas, shared, strict=True)
@@ -66,6 +67,20 @@ def compress_jointly(adapters: Sequence[AdapterWeights], recipe: JointRecipe) ->
 
 def _deltas(weights: AdapterWeights) -> dict[str, LowRank]:
     return {name: form for name, forms in weights.modules.items() for form in forms if isinstance(form, LowRank)}
+
+
+def _check_smaller(before: Sequence[Mapping[str, LowRank]], after: Sequence[Mapping[str, SharedBasis]]) -> None:
+    forms = [form for each in after for form in each.values()]
+    bases = {id(tensor): tensor.nbytes for form in forms for tensor in (form.u, form.v)}
+    taken = sum(bases.values()) + sum(form.core.nbytes for form in forms)
+    held = sum(form.a.nbytes + form.b.nbytes for each in before for form in each.values())
+    if taken >= held:
+        raise AdapterInvalid(
+            f"Together the adapters would take {taken} bytes in these bases and take {held} now. Lower `rank` or "
+            "`clusters`, or name more adapters.",
+            code="nothing_to_compress",
+            param="rank",
+        )
 
 
 def _shared(collection: Collection, count: int) -> list[tuple[int, dict[str, SharedBasis]]]:

@@ -13,6 +13,8 @@ from server.engine.host_cache import HostCache
 from server.engine.packing import PackedAdapter
 from server.errors import EngineFailure
 
+FORGET_SECONDS = 10.0  # a failed reading is no reason against a prefetch for longer
+FAILURES_KEPT = 1000
 LOADER_THREADS = 2  # reading and packing use one core each; the model needs the rest
 
 
@@ -57,6 +59,7 @@ class AdapterLoader:
         self._lock = threading.Lock()
         self._closed = False
         self._last_bytes = 1
+        self._failed: dict[str, float] = {}  # when a reading failed
         self._threads = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="adapter-loader")
         self._prefetching = ThreadPoolExecutor(1, thread_name_prefix="adapter-prefetch")
 
@@ -71,13 +74,14 @@ class AdapterLoader:
     def prefetch(self, digests: Iterable[str]) -> None:
         """Bring adapters into host memory, on a thread that no load waits for. Any thread may ask; nobody is told.
 
-        Nothing is read that host memory would not keep, as far as the adapter read last tells.
+        Nothing is read that host memory would not keep, as far as the adapter read last tells, nor what failed lately.
         """
         if self.host.limit < self._last_bytes:
             return
         for digest in digests:
             with self._lock:
-                if digest not in self.host and digest not in self._reading:
+                failed = digest in self._failed and time.monotonic() - self._failed[digest] < FORGET_SECONDS
+                if digest not in self.host and digest not in self._reading and not failed:
                     self._prefetching.submit(self._read, digest, self._announce(digest))
 
     def poll(self) -> list[Loaded]:
@@ -100,10 +104,14 @@ class AdapterLoader:
 
     def _run(self, digest: str) -> None:
         with self._lock:
-            promise = self._reading.get(digest) or self._announce(digest)
-        self._read(digest, promise)
+            promise = self._reading.get(digest)
+            kept = self.host.get(digest) if promise is None else None  # a prefetch may have ended since `start`
+            if promise is None and kept is None:
+                promise = self._announce(digest)
+        if promise is not None:
+            self._read(digest, promise)
         try:
-            outcome = Loaded(digest, promise.result())
+            outcome = Loaded(digest, kept if promise is None else promise.result())
         except CodedError as error:
             outcome = Loaded(digest, None, error)
         except Exception as error:  # a failed load is an output of the requests that wait for it, not of the engine
@@ -131,11 +139,18 @@ class AdapterLoader:
             self._last_bytes = adapter.num_bytes
             packed = time.monotonic()
         except BaseException as error:
+            self._note_failure(digest)
             self._forget(digest)
             promise.set_exception(error)
             return
         self._forget(digest, read - started, packed - read)
         promise.set_result(adapter)
+
+    def _note_failure(self, digest: str) -> None:
+        with self._lock:
+            if len(self._failed) >= FAILURES_KEPT:
+                self._failed.clear()
+            self._failed[digest] = time.monotonic()
 
     def _check_open(self) -> None:
         if self._closed:

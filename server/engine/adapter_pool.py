@@ -1,8 +1,10 @@
 """Accounting of adapters on the device: which are resident, who uses them, and who makes room. No tensors."""
 
+from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 
 from server.engine.block_pool import BlockPool
 from server.engine.page_allocator import PageAllocator
@@ -59,9 +61,11 @@ class AdapterPool:
     num_slots: int
     blocks: BlockPool = field(default_factory=lambda: BlockPool(0, 1))
     counters: AdapterCounters = field(default_factory=AdapterCounters)
+    changes: int = 0  # counts what may have made room
     _resident: OrderedDict[str, Placement] = field(default_factory=OrderedDict)
     _used: dict[str, int] = field(default_factory=dict)  # when, in the time of `blocks.now`
     _shared: dict[bytes, Piece] = field(default_factory=dict)
+    _users: Counter[bytes] = field(default_factory=Counter)  # of each shared part, resident adapters
     _arriving: set[str] = field(default_factory=set)  # placed, but their bytes are still being copied
     _references: dict[str, int] = field(default_factory=dict)
     _pinned: set[str] = field(default_factory=set)
@@ -79,6 +83,9 @@ class AdapterPool:
 
     def slot(self, digest: str) -> int:
         return self._resident[digest].slot
+
+    def resident(self) -> list[str]:
+        return list(self._resident)
 
     @property
     def num_resident(self) -> int:
@@ -118,6 +125,7 @@ class AdapterPool:
             self._touch(digest)
             if not self._references[digest]:
                 del self._references[digest]
+                self.changes += 1
 
     def want(self, digest: str) -> None:
         """Ask for an adapter; nothing happens if it is resident or already asked for."""
@@ -157,14 +165,16 @@ class AdapterPool:
         of those of its shared parts, by key.
         """
         victims = self._idle(keep)
-        gone: list[str] = []
-        while (found := self._fit(sizes, shared, gone, victims)) is None and victims:
-            gone.append(victims.pop(0))
-        if found is None:
+        enough = partial(self._fit, sizes, shared, victims)
+        if enough(len(victims)) is None:
             return None
-        for victim in gone:
-            self._evict(victim)
+        # The fewest of the oldest: with more of them evicted there is never less room.
+        count = bisect_left(range(len(victims)), 1, key=lambda number: enough(number) is not None)
+        found = enough(count)
+        assert found is not None
         own, fresh = found
+        self._make_way([*own.pages, *(page for piece in fresh.values() for page in piece.pages)], victims[:count])
+        fresh = {key: piece for key, piece in fresh.items() if key not in self._shared}
         for piece in (own, *fresh.values()):
             self._take(piece.pages)
         self._shared.update(fresh)
@@ -173,8 +183,14 @@ class AdapterPool:
         self.counters.loads += 1
         self._loading.discard(digest)
         self._resident[digest] = placement
+        self._users.update(shared.keys())
         self._used[digest] = self.blocks.now
         return placement
+
+    def can_ever_hold(self, num_bytes: int) -> bool:
+        """Whether an adapter of that many bytes would fit if there were nothing else."""
+        borrowable = self.blocks.num_blocks - self.blocks.shared_from
+        return num_bytes <= (self.allocator.num_pages + borrowable) * self.allocator.page_bytes
 
     def await_bytes(self, digest: str) -> None:
         """A placed adapter may not be used until `arrived`: its bytes are on their way."""
@@ -182,13 +198,14 @@ class AdapterPool:
 
     def arrived(self, digest: str) -> None:
         self._arriving.remove(digest)
+        self.changes += 1
 
     def give_blocks(self, count: int, keep: Set[str] = frozenset()) -> None:
         """Evict unused adapters that lie in borrowed pages, oldest first, for `count` blocks of the KV cache.
 
         As long as they would not be free, or only at the price of prefixes used later than the adapter.
         """
-        if not self.blocks.num_lent:
+        if not self.blocks.num_lent or self.blocks.forgets(count) < 0:
             return
         idle = self._idle(keep)
         returnable = set(self._borrowed(self._pages(idle)))
@@ -227,6 +244,7 @@ class AdapterPool:
 
     def unpin(self, digest: str) -> None:
         self._pinned.discard(digest)
+        self.changes += 1
 
     def pinned(self, digest: str) -> bool:
         return digest in self._pinned
@@ -241,7 +259,8 @@ class AdapterPool:
             raise AssertionError(f"adapter references are {self._references}, the running sequences hold {expected}")
         if not expected.keys() <= self._resident.keys() - self._arriving:
             raise AssertionError("a running sequence uses an adapter that is not resident")
-        if {key for placement in self._resident.values() for key in placement.shared} != self._shared.keys():
+        parts = Counter(key for placement in self._resident.values() for key in placement.shared)
+        if parts.keys() != self._shared.keys() or +self._users != parts:
             raise AssertionError("shared parts are not those of the resident adapters")
         pages = [page for placement in self._resident.values() for page in placement.pages]
         pages += [page for piece in self._shared.values() for page in piece.pages]
@@ -262,19 +281,20 @@ class AdapterPool:
         return [digest for digest in self._resident if digest not in spared]
 
     def _fit(
-        self, sizes: Sequence[int], shared: Mapping[bytes, Sequence[int]], gone: Sequence[str], victims: Sequence[str]
+        self, sizes: Sequence[int], shared: Mapping[bytes, Sequence[int]], victims: Sequence[str], count: int
     ) -> tuple[Piece, dict[bytes, Piece]] | None:
-        """Places for an adapter's own blocks and for the parts not there yet, were the adapters in `gone` evicted."""
+        """Places for an adapter's own blocks and for the parts not there yet, were the first `count` victims gone."""
+        gone = victims[:count]
         if not self._free_slots and not gone:
             return None
-        before = {"before": self._used[victims[0]]} if victims else {}
+        before = {"before": self._used[victims[count]]} if count < len(victims) else {}
         more = [*self._pages(gone), *self.blocks.lendable(**before)]
         staying = set(self._shared) - self._parts_only_of(gone)
         found: list[Piece] = []
         missing = [key for key in shared if key not in staying]
         parts = [sizes, *(shared[key] for key in missing)]
         if sum(map(sum, parts)) > (self.allocator.num_free + len(more)) * self.allocator.page_bytes:
-            return None  # told without trying, for this is asked at each step and for each adapter that might go
+            return None  # told without trying
         for wanted in parts:
             taken = {page for piece in found for page in piece.pages}
             placed = self.allocator.fit(wanted, more, taken)
@@ -282,6 +302,15 @@ class AdapterPool:
                 return None
             found.append(Piece(tuple(placed[0]), tuple(placed[1])))
         return found[0], dict(zip(missing, found[1:], strict=True))
+
+    def _make_way(self, pages: Sequence[int], victims: Sequence[str]) -> None:
+        """Evict those victims that lie in these pages, and one for its slot if there is none."""
+        wanted = set(pages)
+        for victim in victims:
+            if not wanted.isdisjoint(self._lies_in(victim)):
+                self._evict(victim)
+        if not self._free_slots:
+            self._evict(next(victim for victim in victims if victim in self._resident))
 
     def _pages(self, digests: Sequence[str]) -> list[int]:
         """Pages that would be free if these adapters were evicted."""
@@ -294,17 +323,16 @@ class AdapterPool:
         return [*placement.pages, *(page for key in placement.shared for page in self._shared[key].pages)]
 
     def _parts_only_of(self, digests: Sequence[str]) -> set[bytes]:
-        if not self._shared:
-            return set()
-        users = Counter(key for placement in self._resident.values() for key in placement.shared)
-        users.subtract(key for digest in digests for key in self._resident[digest].shared)
-        return {key for key, count in users.items() if not count}
+        own = Counter(key for digest in digests for key in self._resident[digest].shared)
+        return {key for key, count in own.items() if count == self._users[key]}
 
     def _evict(self, digest: str) -> None:
         pages = self._pages([digest])
         for key in self._parts_only_of([digest]):
             del self._shared[key]
         placement = self._resident.pop(digest)
+        self._users.subtract(placement.shared)
+        self.changes += 1
         del self._used[digest]
         self.allocator.release([page for page in pages if page >= self.allocator.first])
         self.blocks.give_back(self._borrowed(pages))

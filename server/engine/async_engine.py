@@ -162,6 +162,10 @@ class AsyncEngine:
     def residency(self, digest: str) -> Residency:
         return self._core.residency(digest)
 
+    def held(self) -> list[str]:
+        """Digests of the adapters in device and host memory, sorted."""
+        return self._core.held()
+
     def pinned(self, digest: str) -> bool:
         return self._core.scheduler.adapters.pinned(digest)
 

@@ -22,6 +22,7 @@ class BlockPool:
         self.block_size = block_size
         self.shared_from = num_blocks if shared_from is None else shared_from
         self.now = 0  # counts steps; ages of prefixes and of adapters are compared by it
+        self.releases = 0  # blocks that have become free, since the start
         self._references = [0] * num_blocks
         self._key_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
@@ -87,6 +88,7 @@ class BlockPool:
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] == 0:
+                self.releases += 1
                 if block in self._key_of:
                     self._cached[block] = self.now
                 else:

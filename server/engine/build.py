@@ -33,7 +33,7 @@ from server.model.memory import lazy_bytes
 from server.model.prepare import prepare_model
 from server.model.step_context import AdapterTable, StepContext
 
-ADAPTER_SLOTS = 1024  # rows of the record tables, 64 bytes per slot and module: 14 MB for the default model
+ADAPTER_SLOTS = 1024  # rows of the record tables, 72 bytes per slot and module: 16 MB for the default model
 
 
 def build_core(

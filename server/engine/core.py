@@ -58,6 +58,9 @@ class EngineCore:
         self._answers: dict[str, Answer] = {}
         self._staged: list[PackedAdapter] = []  # loaded, waiting for room in the pool
         self._prefetched: frozenset[str] = frozenset()  # wishes that host memory was told of
+        self._no_room: dict[
+            str, tuple[int, int, frozenset[str]]
+        ] = {}  # staged -> the pool's state when it had no place
         self._arrivals: list[tuple[str, Arrival]] = []  # placed, their bytes are on the way
         self._quarantine = Quarantine()
         self._counters = _Counters()
@@ -74,10 +77,19 @@ class EngineCore:
         found = self.scheduler.adapters.residency(digest)
         return Residency.HOST if found is Residency.ABSENT and digest in self._loader.host else found
 
+    def held(self) -> list[str]:
+        """The adapters in device and host memory, but for those on trial. Any thread may ask."""
+        found = {*self.scheduler.adapters.resident(), *self._loader.host.digests()}
+        return sorted(digest for digest in found if not digest.startswith(TRIAL))
+
     def prefetch(self, adapters: Iterable[WeightedAdapter]) -> None:
-        """Begin to read adapters that are about to be asked for, while the step before goes on. Any thread may ask."""
+        """Begin to read adapters that are about to be asked for, while the step before goes on. Any thread may ask.
+
+        Not those on trial: what is read for nobody would stay when they are discarded.
+        """
         residency = self.scheduler.adapters.residency
-        self._loader.prefetch(a.digest for a in adapters if residency(a.digest) is Residency.ABSENT)
+        digests = [adapter.digest for adapter in adapters if not adapter.digest.startswith(TRIAL)]
+        self._loader.prefetch([digest for digest in digests if residency(digest) is Residency.ABSENT])
 
     def start(self) -> None:
         """Begin what runs beside the steps."""
@@ -108,6 +120,7 @@ class EngineCore:
     def discard(self, digest: str) -> Outputs:
         """Free what an adapter holds that nobody will ask for again; one that is in use stays."""
         self._staged = [adapter for adapter in self._staged if adapter.digest != digest]
+        self._no_room.pop(digest, None)
         self.scheduler.adapters.discard(digest)
         self._loader.host.drop(digest)
         return []
@@ -233,6 +246,9 @@ class EngineCore:
             awaited = self.scheduler.awaited  # another head, once a failure has ended the one before
             if self._place(adapter, awaited):
                 self._staged.remove(adapter)
+            elif not self.scheduler.adapters.can_ever_hold(adapter.num_bytes):
+                self._staged.remove(adapter)
+                outputs += self._fail_load(Loaded(adapter.digest, None, _too_large(adapter)))
             elif self.scheduler.running or self._arrivals:
                 continue  # these will make room
             elif adapter.digest in awaited or not self.scheduler.waiting:
@@ -242,9 +258,14 @@ class EngineCore:
     def _place(self, adapter: PackedAdapter, awaited: frozenset[str]) -> bool:
         """Give a loaded adapter its place in the pool, if there is room."""
         adapters = self.scheduler.adapters
+        state = (adapters.changes, adapters.blocks.releases, awaited)
+        if self._no_room.get(adapter.digest) == state:
+            return False  # as at the last step: asking costs some milliseconds
         placement = adapters.place(adapter.digest, adapter.sizes, awaited, adapter.shared_sizes)
         if placement is None:
+            self._no_room[adapter.digest] = state
             return False
+        self._no_room.pop(adapter.digest, None)
         started = time.monotonic()
         arrival = self._storage.write(placement, adapter)
         self._counters.place_seconds += time.monotonic() - started
@@ -255,11 +276,7 @@ class EngineCore:
 
     def _refuse(self, adapter: PackedAdapter) -> Outputs:
         """The head of the queue has no room for this adapter beside its others; who else waits for it still may."""
-        error = NotReady(
-            f"{named(adapter.digest)} ({adapter.num_bytes} bytes) does not fit the adapter memory "
-            "beside what this request and pins need; raise --adapter-memory or --device-memory.",
-            code="adapter_memory_full",
-        )
+        error = _too_large(adapter)
         log.warning("adapter_memory_full", extra={"digest": adapter.digest, "bytes": adapter.num_bytes})
         waiting = self.scheduler.waiting
         outputs = [self._fail(waiting[0].request_id, error)] if waiting else []
@@ -341,6 +358,14 @@ class EngineCore:
         del self._answers[sequence.request_id]
         self.scheduler.remove(sequence)
         return sequence.request_id, output
+
+
+def _too_large(adapter: PackedAdapter) -> NotReady:
+    return NotReady(
+        f"{named(adapter.digest)} ({adapter.num_bytes} bytes) does not fit the adapter memory "
+        "beside what this request and pins need; raise --adapter-memory or --device-memory.",
+        code="adapter_memory_full",
+    )
 
 
 def _digests(sequences: Iterable[Sequence]) -> tuple[str, ...]:

@@ -4,8 +4,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from server.engine.packing import Blocks, PackedAdapter
+
+LOOKED_AT = 64  # of the oldest, for one that the device has: a look at all of thousands would hold up the engine
 
 
 @dataclass(slots=True)
@@ -46,6 +49,10 @@ class HostCache:
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._adapters
+
+    def digests(self) -> list[str]:
+        with self._lock:
+            return list(self._adapters)
 
     @property
     def bytes_used(self) -> int:
@@ -90,8 +97,9 @@ class HostCache:
             raise AssertionError("the bytes in host memory are miscounted")
 
     def _oldest(self, newest: str) -> str:
-        others = [digest for digest in self._adapters if digest != newest]
-        return next((digest for digest in others if self._is_resident(digest)), others[0])
+        oldest = islice((digest for digest in self._adapters if digest != newest), LOOKED_AT)
+        first = next(oldest)
+        return next((digest for digest in (first, *oldest) if self._is_resident(digest)), first)
 
     def _add(self, adapter: PackedAdapter) -> None:
         self._adapters[adapter.digest] = adapter

@@ -48,6 +48,8 @@ class PageAllocator:
                 open_pages.append(page)
             offsets[index] = page[0]
             page[0] += size
+            if page[1] - page[0] < ALIGNMENT:
+                open_pages.remove(page)
         return offsets, taken
 
     def take(self, pages: Iterable[int]) -> None:

@@ -14,6 +14,7 @@ from server.replicas.state import Member
 
 EXPIRY_SECONDS = 5  # a server that has told nothing for so long is gone
 MAX_MEMBERS = 1000
+_MOST = 1 << 53  # of a count that another server tells: what JSON's readers hold exactly
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "id": (str,),
     "address": (str,),
@@ -82,11 +83,16 @@ def _read(text: bytes) -> Member | None:
     """Redis is no more trusted than any other input: what is not of the right form is left out."""
     try:
         fields: dict[str, Any] = json.loads(text)
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # no NaN and no half characters
         if any(not isinstance(fields[key], kind) for key, kind in _TYPES.items()):
             return None
-        resident: dict[str, Sequence[str]] = {
-            str(place): [str(digest) for digest in digests] for place, digests in fields["resident"].items()
-        }
+        if any(isinstance(value, int) and not 0 <= value <= _MOST for value in fields.values()):
+            return None
+        resident: dict[str, Sequence[str]] = {}
+        for place, digests in fields["resident"].items():
+            if not isinstance(digests, list) or not all(isinstance(digest, str) for digest in digests):
+                return None
+            resident[place] = digests
         return Member(**{key: fields[key] for key in _TYPES}, resident=resident)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

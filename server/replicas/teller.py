@@ -47,8 +47,10 @@ class Notices:
         return [change for change, _ in zip(self._queue.copy(), range(BATCH), strict=False)]
 
     def sent(self, batch: Sequence[Change]) -> None:
-        for _ in batch:
-            self._queue.popleft()
+        """Some of the batch may have been forgotten meanwhile, where too many came: no other is taken for them."""
+        for change in batch:
+            if self._queue and self._queue[0] is change:
+                self._queue.popleft()
 
 
 class Teller:

@@ -9,9 +9,11 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from adapters_store.compression.recipe import Bounds, Recipe
 from adapters_store.errors import AdapterConflict, AdapterInvalid
+from adapters_store.formats import peft
 from adapters_store.forms import AdapterWeights, LowRank
 from server.compressor import Compressor
 from server.divergence import MAX_TOKENS, Divergence, measure
@@ -80,6 +82,18 @@ async def test_what_is_too_lossy_is_not_stored(world: World) -> None:
                 await compressor.compress(source, Recipe(rank=1), bounds, probe=PROMPTS)
             assert (caught.value.status, caught.value.code, caught.value.param) == (422, "too_lossy", param)
         assert len(world.registry.versions("plain")) == 1
+
+
+async def test_an_adapter_whose_output_is_no_numbers_cannot_be_measured(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    weights = {name: tensor.float() * 1e25 for name, tensor in load_file(folder / peft.WEIGHTS_FILE).items()}
+    save_file(weights, tmp_path / "wild")
+    world.registry.add("wild", (folder / peft.CONFIG_FILE).read_bytes(), tmp_path / "wild")
+    async with service(world) as (compressor, _, _):
+        with pytest.raises(AdapterInvalid) as caught:
+            await compressor.compress(world.registry.resolve("wild"), Recipe(), Bounds(None, None), probe=PROMPTS)
+        assert (caught.value.status, caught.value.code) == (422, "model_output_invalid")
+        assert len(world.registry.versions("wild")) == 1
 
 
 async def test_targets(world: World) -> None:

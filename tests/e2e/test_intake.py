@@ -35,15 +35,13 @@ def world(tmp_path: Path) -> World:
 
 
 @asynccontextmanager
-async def service(
-    world: World, room: int = 16 << 20, limits: EngineLimits = LIMITS
-) -> AsyncIterator[tuple[Intake, AsyncEngine]]:
+async def service(world: World, limits: EngineLimits = LIMITS) -> AsyncIterator[tuple[Intake, AsyncEngine]]:
     trials = Trials(world.registry.load)
     engine = build_engine(world.base(), limits, trials.load)
     async with asyncio.timeout(PATIENCE):
         engine.start()
         try:
-            yield Intake(world.registry, engine, trials, lambda weights: weights, room), engine
+            yield Intake(world.registry, engine, trials, lambda weights: weights), engine
             assert not trials._weights
         finally:
             await engine.stop()
@@ -173,16 +171,6 @@ async def test_an_engine_that_has_stopped_does_not_lose_an_upload(world: World, 
         assert info.proof.reason.code == "not_ready"
 
 
-async def test_an_adapter_larger_than_the_memory_is_not_loaded(world: World, tmp_path: Path) -> None:
-    async with service(world, room=100) as (intake, engine):
-        info, created = await intake.add("new", *files(tmp_path / "plain"))
-        assert created
-        assert info.proof is not None
-        assert info.proof.reason is not None
-        assert info.proof.reason.code == "adapter_memory_full"
-        assert engine.stats().adapter_loads_total == 0
-
-
 async def test_no_text_names_an_adapter_on_trial(world: World, tmp_path: Path) -> None:
     """The adapter on trial finds no room."""
     async with service(world, limits=replace(LIMITS, adapter_memory=8 << 10)) as (intake, _):
@@ -252,7 +240,7 @@ def test_trial_weights_are_those_that_will_be_served(world: World, tmp_path: Pat
                 seen.append(weights)
                 return AdapterWeights("", {})
 
-            intake = Intake(world.registry, engine, trials, served, 16 << 20)
+            intake = Intake(world.registry, engine, trials, served)
             info, _ = await intake.add("new", *files(tmp_path / "plain"))
             assert info.proof is not None
             assert info.proof.probe is not None

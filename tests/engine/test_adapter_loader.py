@@ -209,3 +209,28 @@ class TestOutcomes:
         assert sorted(ended.digest for ended in loader.poll()) == list("01234")
         assert loader.poll() == []
         loader.close()
+
+
+def test_a_prefetch_that_ends_while_the_load_waits_for_a_thread_is_not_repeated() -> None:
+    store = Store()
+    with loader(store) as (own, done):
+        own.prefetch(["x"])
+        assert store.entered.acquire(timeout=PATIENCE)
+        own._prefetching.submit(int).result(PATIENCE)  # behind the prefetch, on its one thread
+        own._run("x")  # as a loader thread that was busy when `start` found nothing in host memory
+        [loaded] = ended(own, done, 1)
+        assert loaded.adapter is not None
+        assert store.reads == ["x"]
+
+
+def test_what_failed_lately_is_not_prefetched() -> None:
+    store = Store()
+    store.broken.add("a")
+    with loader(store) as (own, done):
+        own.start("a")
+        ended(own, done, 1)
+        for _ in range(3):
+            own.prefetch(["a"])
+        own.start("b")
+        ended(own, done, 1)
+    assert store.reads == ["a", "b"]

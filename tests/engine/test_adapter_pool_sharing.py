@@ -271,3 +271,34 @@ def test_random_use_of_one_budget(data: st.DataObject) -> None:
         assert all(pool._resident[name] == where for name, where in fixed.items() if [name] in users)
         pool.check_integrity(users)
         pool.blocks.check_integrity(tables)
+
+
+class TestEvictionsAreFew:
+    def test_a_run_of_pages_evicts_only_who_lies_there(self) -> None:
+        """Pages 0 to 7: the run of four is found once `c` and `d` are gone; `a`, older than both, lies elsewhere."""
+        pool = make_pool(kv=0, between=0, own=8)
+        for digest, pages in (("a", 1), ("pinned", 1), ("b", 2), ("c", 2), ("d", 2)):
+            pool.blocks.now += 1
+            assert load(pool, digest, pages)
+        pool.pin("pinned")
+        pool.want("large")
+        pool.take_wanted(1)
+        placement = pool.place("large", [4 * PAGE])
+        assert placement is not None
+        evicted = {digest for digest in "abcd" if pool.residency(digest) is Residency.ABSENT}
+        assert evicted == {"b", "c"}
+        assert placement.pages == (2, 3, 4, 5)
+        check(pool)
+
+    def test_a_slot_alone_costs_one_adapter(self) -> None:
+        pool = make_pool(own=8, slots=3)
+        for digest in "abc":
+            assert load(pool, digest)
+        assert load(pool, "d")
+        assert [pool.residency(digest) for digest in "abc"] == [Residency.ABSENT] + [Residency.RESIDENT] * 2
+        check(pool)
+
+    def test_what_never_fits_is_known(self) -> None:
+        pool = make_pool(kv=2, between=4, own=2)
+        assert pool.can_ever_hold(6 * PAGE)
+        assert not pool.can_ever_hold(6 * PAGE + 1)

@@ -1,9 +1,11 @@
 """Loads that end well, badly, or find no room: only those that wait for them notice."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
+from server.engine.adapter_pool import AdapterPool
 from server.engine.answer import Answer
 from server.engine.batch import ScheduledBatch
 from server.engine.core import LOADS_IN_FLIGHT
@@ -307,3 +309,40 @@ class TestTiers:
         engine.loader.end("w")
         engine.run()
         assert engine.tokens("b") == expected_tokens(prompt(4, 1), 1, ["w"])
+
+    def test_a_placement_is_not_tried_again_before_anything_has_changed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Asking costs milliseconds, and the head of the queue may wait for many steps."""
+        engine = Engine(pages=3, blocks=32)
+        engine.add("runs", prompt(4), adapters=["x"], max_tokens=12)
+        engine.loader.pages |= {"x": 2, "y": 2}
+        engine.step()
+        engine.loader.end("x")
+        engine.step()
+        engine.add("waits", prompt(4, 1), adapters=["y"], max_tokens=1)
+        engine.step()
+        engine.loader.end("y")
+        tried: list[object] = []
+        fit = AdapterPool._fit
+
+        def watched(*given: Any) -> Any:
+            tried.append(given)
+            return fit(*given)
+
+        monkeypatch.setattr(AdapterPool, "_fit", watched)
+        for _ in range(5):
+            engine.step()
+        assert len(tried) == 1
+        engine.run()
+        assert engine.tokens("waits") == expected_tokens(prompt(4, 1), 1, ["y"])
+
+    def test_an_adapter_that_can_never_fit_is_refused_beside_running_requests(self) -> None:
+        engine = Engine(pages=3, blocks=32)
+        engine.add("runs", prompt(4), max_tokens=12)
+        engine.add("large", prompt(4, 1), adapters=["x"], max_tokens=1)
+        engine.loader.pages["x"] = 4
+        engine.step()
+        engine.loader.end("x")
+        engine.step()
+        assert engine.error("large").code == "adapter_memory_full"
+        assert engine.reason("runs") is None
+        engine.run()

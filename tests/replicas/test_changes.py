@@ -263,3 +263,16 @@ def test_stores_have_keys_of_their_own(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(same) == 1
     assert Keys.of_store("s3://bucket/a/") == Keys.of_store("s3://bucket/a")
     assert len({Keys.of_store(url).index for url in ("s3://bucket/a", "s3://bucket/b", "gs://bucket/a", "a")}) == 4
+
+
+def test_what_was_forgotten_meanwhile_costs_no_other_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teller_module, "MAX_WAITING", 5)
+    monkeypatch.setattr(teller_module, "BATCH", 3)
+    notices = Notices()
+    for version in range(1, 6):
+        notices.announce("public", "a", version)
+    batch = notices.first()
+    for version in (6, 7):
+        notices.announce("public", "a", version)  # 1 and 2 of the batch are pushed out
+    notices.sent(batch)
+    assert [change.version for change in notices.first()] == [4, 5, 6]

@@ -1,6 +1,7 @@
 """What servers tell of themselves is read by the others, expires, and is believed only in the right form."""
 
 import json
+import math
 from dataclasses import asdict
 
 import pytest
@@ -87,6 +88,12 @@ def test_an_expired_server_is_cleared_away_and_one_that_leaves_at_once(redis: Re
         json.dumps({"id": "id9"}).encode(),
         json.dumps({**asdict(member(9)), "running": "many"}).encode(),
         json.dumps({**asdict(member(9)), "resident": 5}).encode(),
+        json.dumps({**asdict(member(9)), "resident": {"a": "bcd"}}).encode(),
+        json.dumps({**asdict(member(9)), "address": "\ud800"}).encode(),
+        json.dumps({**asdict(member(9)), "resident": {"\udfff": ["d"]}}).encode(),
+        json.dumps({**asdict(member(9)), "kv_usage": math.nan}).encode(),
+        json.dumps({**asdict(member(9)), "running": 10**400}).encode(),
+        json.dumps({**asdict(member(9)), "waiting": -1}).encode(),
         json.dumps({"id": "id9", "address": 1, "model": "", "running": 0, "waiting": 0, "kv_usage": 0}).encode(),
     ],
 )

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
+from adapters_store import info
 from adapters_store.errors import AdapterNotFound
 from server.api.adapter_choice import resolve
 from server.api.adapter_headers import IfMatch, NamePath, ReferencePath, digest_of, etag
@@ -34,7 +35,7 @@ async def list_adapters(
 ) -> AdapterList:
     """One page by name; `next` is the `cursor` of the following one, or null."""
     page, following = await asyncio.to_thread(services.adapters.list, caller.tenant, cursor, limit)
-    return AdapterList(adapters=[adapter_body(services, caller, each) for each in page], next=following)
+    return AdapterList(adapters=await asyncio.to_thread(_bodies, services, caller, page), next=following)
 
 
 @router.get("/adapters/{reference}", responses=READ_ERRORS)
@@ -58,7 +59,12 @@ async def list_versions(name: NamePath, services: ServicesDep, caller: CallerDep
     """All versions, deletions included."""
     await services.replicas.ensure(name, caller.tenant)
     found = await asyncio.to_thread(services.adapters.versions, name, caller.tenant)
-    return VersionList(versions=[adapter_body(services, caller, each) for each in found])
+    return VersionList(versions=await asyncio.to_thread(_bodies, services, caller, found))
+
+
+def _bodies(services: Services, caller: Caller, found: Sequence[info.AdapterInfo]) -> list[AdapterInfo]:
+    """Off the event loop: where files are is asked of the disk."""
+    return [adapter_body(services, caller, each) for each in found]
 
 
 @router.get(

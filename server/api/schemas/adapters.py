@@ -127,7 +127,7 @@ class CompressRequest(Strict):
     dtype: Literal["int8", "int4", "native"] = "int8"
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)] | None = None
     energy: Annotated[float, Field(gt=0, le=1)] | None = None
-    target: Annotated[str, Field(max_length=512)] | None = None
+    target: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     replace: bool = False
     max_error: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_divergence: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = MAX_DIVERGENCE

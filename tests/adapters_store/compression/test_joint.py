@@ -133,3 +133,12 @@ def test_zero_and_repeated_adapters(method: Method) -> None:
     assert float(dense(basis.delta(1)).abs().max()) == 0.0
     assert float(basis.errors[0]) == pytest.approx(float(basis.errors[2]), abs=1e-9)
     assert bool(basis.errors.isfinite().all())
+
+
+@pytest.mark.parametrize("method", ["full", "diag"])
+def test_bases_have_no_more_columns_than_all_deltas_have_ranks(method: Method) -> None:
+    """A rank far above that is cut: further columns would cost bytes and change nothing."""
+    stacked = stack([delta(2, 40, 50, seed=seed) for seed in (1, 2)])
+    found = join(stacked, 30, method)
+    assert found.u.shape == (50, 4)
+    assert found.v.shape == (40, 4)

@@ -105,3 +105,10 @@ def test_what_is_refused() -> None:
         with pytest.raises(AdapterInvalid) as caught:
             compress_jointly(given, how)
         assert (caught.value.status, caught.value.code) == (422, code)
+
+
+def test_a_collection_that_would_grow_is_refused() -> None:
+    """Five adapters of rank 3 in bases of rank 15 (all that they span), each with a full core."""
+    with pytest.raises(AdapterInvalid, match="Together the adapters would take") as caught:
+        compress_jointly(family(1, 5, noise=0.3), JointRecipe("jd_full", rank=24))
+    assert caught.value.code == "nothing_to_compress"

@@ -8,6 +8,7 @@ from tests.bench.session import Session
 from tests.bench.traffic import Lane, compare
 
 RANK = 16
+KV_BYTES = 512 << 20  # what the KV cache is sure of by default
 
 
 def working_set(session: Session) -> None:
@@ -23,7 +24,7 @@ def working_set(session: Session) -> None:
     with session.server("all in memory", "--adapter-memory", "2GiB", preload=folder) as roomy:
         roomy.load(names)
         half = int(roomy.counters()["adapter_bytes_used"]) // 2
-        less = ("--adapter-memory", str(half), "--device-memory", "1")
+        less = ("--adapter-memory", str(half), "--device-memory", str(half + KV_BYTES))
         with session.server("half in memory", *less, preload=folder) as tight:
             lanes = [Lane(roomy, draw, "w"), Lane(tight, draw, "w")]
             case = f"{2 * slots} of rank {RANK}, {at_once} at once"
