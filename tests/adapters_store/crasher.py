@@ -11,17 +11,27 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from adapters_store.local import Disk, LocalObjects
 from adapters_store.log import Log
 from adapters_store.registry import AdapterRegistry
 from tests.adapters_store.support import BASE, factors, write
 
+TOLD: dict[str, Any] = {"kind": "lora", "warnings": [], "provenance": {"type": "made"}, "compression": None}
+
+
+def make(registry: AdapterRegistry, _: Path) -> None:
+    """A version of forms that the server has made, as by compression (and one day by merging)."""
+    weights = registry.load(registry.versions("legal")[-1].digest)
+    registry.add_forms("legal", weights.modules, "compress", TOLD, replace=True)
+
+
 CHANGES: dict[str, Callable[[AdapterRegistry, Path], object]] = {
     "upload": lambda registry, files: registry.add("new", *write(files, factors(3))),
     "replace": lambda registry, files: registry.add("legal", *write(files, factors(3)), replace=True),
     "delete": lambda registry, files: registry.delete("legal"),
+    "make": make,
     "rollback": lambda registry, files: registry.rollback("legal", 1),
 }
 DIED = 9
