@@ -1,10 +1,8 @@
 """Accounting of adapters on the device: which are resident, who uses them, and who makes room. No tensors."""
 
-from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import partial
 
 from server.engine.block_pool import BlockPool
 from server.engine.page_allocator import PageAllocator
@@ -165,15 +163,22 @@ class AdapterPool:
         of those of its shared parts, by key.
         """
         victims = self._idle(keep)
-        enough = partial(self._fit, sizes, shared, victims)
-        if enough(len(victims)) is None:
-            return None
-        # The fewest of the oldest: with more of them evicted there is never less room.
-        count = bisect_left(range(len(victims)), 1, key=lambda number: enough(number) is not None)
-        found = enough(count)
-        assert found is not None
+        # The fewest of the oldest, for with more of them evicted there is never less room. Mostly none or one will do.
+        found, low, high = self._fit(sizes, shared, victims, 0), 0, 0
+        while found is None:
+            if high == len(victims):
+                return None
+            low, high = high + 1, min(2 * high + 1, len(victims))
+            found = self._fit(sizes, shared, victims, high)
+        while low < high:
+            middle = (low + high) // 2
+            fewer = self._fit(sizes, shared, victims, middle)
+            if fewer is None:
+                low = middle + 1
+            else:
+                found, high = fewer, middle
         own, fresh = found
-        self._make_way([*own.pages, *(page for piece in fresh.values() for page in piece.pages)], victims[:count])
+        self._make_way([*own.pages, *(page for piece in fresh.values() for page in piece.pages)], victims[:high])
         fresh = {key: piece for key, piece in fresh.items() if key not in self._shared}
         for piece in (own, *fresh.values()):
             self._take(piece.pages)
@@ -217,11 +222,6 @@ class AdapterPool:
         """Blocks that the KV cache would get back if all unused adapters were evicted."""
         return len(self._borrowed(self._pages(self._idle(keep)))) if self.blocks.num_lent else 0
 
-    def drop(self, digest: str) -> None:
-        """Forget an adapter that nobody will ask for again, unless it is in use, pinned or on its way."""
-        if digest in self._idle(frozenset()):
-            self._evict(digest)
-
     def fail(self, digest: str) -> None:
         """A load failed: forget the wish, so that a later request may try again."""
         self._loading.discard(digest)
@@ -235,7 +235,8 @@ class AdapterPool:
         """Forget an adapter: a wish, a load that has begun, and its place unless it is in use or pinned."""
         self._wanted.pop(digest, None)
         self._loading.discard(digest)
-        self.drop(digest)
+        if digest in self._idle(frozenset()):
+            self._evict(digest)
 
     def pin(self, digest: str) -> None:
         """Keep an adapter resident; it is loaded if it is not there yet."""
@@ -327,10 +328,9 @@ class AdapterPool:
         return {key for key, count in own.items() if count == self._users[key]}
 
     def _evict(self, digest: str) -> None:
-        pages = self._pages([digest])
-        for key in self._parts_only_of([digest]):
-            del self._shared[key]
+        parts = self._parts_only_of([digest])
         placement = self._resident.pop(digest)
+        pages = [*placement.pages, *(page for key in parts for page in self._shared.pop(key).pages)]
         self._users.subtract(placement.shared)
         self.changes += 1
         del self._used[digest]

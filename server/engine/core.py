@@ -58,9 +58,8 @@ class EngineCore:
         self._answers: dict[str, Answer] = {}
         self._staged: list[PackedAdapter] = []  # loaded, waiting for room in the pool
         self._prefetched: frozenset[str] = frozenset()  # wishes that host memory was told of
-        self._no_room: dict[
-            str, tuple[int, int, frozenset[str]]
-        ] = {}  # staged -> the pool's state when it had no place
+        self._pool_state: tuple[int, int, frozenset[str]] = (0, 0, frozenset())
+        self._without_room: set[str] = set()  # staged adapters for which the pool had no place in that state
         self._arrivals: list[tuple[str, Arrival]] = []  # placed, their bytes are on the way
         self._quarantine = Quarantine()
         self._counters = _Counters()
@@ -120,7 +119,6 @@ class EngineCore:
     def discard(self, digest: str) -> Outputs:
         """Free what an adapter holds that nobody will ask for again; one that is in use stays."""
         self._staged = [adapter for adapter in self._staged if adapter.digest != digest]
-        self._no_room.pop(digest, None)
         self.scheduler.adapters.discard(digest)
         self._loader.host.drop(digest)
         return []
@@ -259,13 +257,14 @@ class EngineCore:
         """Give a loaded adapter its place in the pool, if there is room."""
         adapters = self.scheduler.adapters
         state = (adapters.changes, adapters.blocks.releases, awaited)
-        if self._no_room.get(adapter.digest) == state:
+        if state != self._pool_state:
+            self._pool_state, self._without_room = state, set()
+        if adapter.digest in self._without_room:
             return False  # as at the last step: asking costs some milliseconds
         placement = adapters.place(adapter.digest, adapter.sizes, awaited, adapter.shared_sizes)
         if placement is None:
-            self._no_room[adapter.digest] = state
+            self._without_room.add(adapter.digest)
             return False
-        self._no_room.pop(adapter.digest, None)
         started = time.monotonic()
         arrival = self._storage.write(placement, adapter)
         self._counters.place_seconds += time.monotonic() - started

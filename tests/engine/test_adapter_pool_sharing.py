@@ -171,10 +171,10 @@ class TestSharedParts:
         pool = make_pool()
         bring(pool, "a", 1, BASIS)
         bring(pool, "b", 1, BASIS)
-        pool.drop("a")
+        pool.discard("a")
         assert pool.bytes_used == 3 * PAGE
         check(pool)
-        pool.drop("b")
+        pool.discard("b")
         assert pool.bytes_used == 0
         check(pool)
 
@@ -218,8 +218,8 @@ class TestDropAndArrival:
         pool = make_pool()
         assert load(pool, "a")
         assert pool.acquire(["a"])
-        pool.drop("a")
-        pool.drop("never seen")
+        pool.discard("a")
+        pool.discard("never seen")
         assert pool.residency("a") is Residency.RESIDENT
 
     def test_an_adapter_is_used_once_its_bytes_are_there(self) -> None:
