@@ -65,7 +65,8 @@ async def compress_jointly(
 ) -> CompressedCollection:
     """Store compressed versions of all adapters named, in shared bases, unless one would be too lossy.
 
-    The answer comes when all are stored: it takes seconds for each adapter.
+    The answer comes when all are stored: seconds for small adapters, many minutes for large ranks on all modules.
+    One collection at a time; another one gets 503 meanwhile.
     """
     sources = [await resolve(services, caller, reference, "adapters") for reference in body.adapters]
     stored = await services.compressor.compress_jointly(
