@@ -95,6 +95,90 @@ class SharedBasis:
 
 
 @dataclass(frozen=True, slots=True)
+class GatedLowRank:
+    """`y += w * (B (d * g(x) * (A x)) + bias)`: each token uses `active` of the ranks, chosen by a router of its own.
+
+    a: [r, in]; b: [out, r]; d: float32 [r]; bias: float32 [out] or None, as in `LowRank`; router: [rows, in] of a
+    floating type, rows a divisor of r; router_bias: float32 [r] or None; g: `kernels.reference.lora_gate`. Not on
+    embeddings. Source: SMoRA (arXiv 2501.15103).
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    d: torch.Tensor
+    router: torch.Tensor
+    router_bias: torch.Tensor | None
+    active: int
+    bias: torch.Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """`y += w * (S x)`, S in compressed rows; on an embedding `y += w * S[token]`.
+
+    start: int32 [rows + 1]; column: int32 [n], ascending within a row; value: float32 [n], every scale folded in. S is
+    [out, in]; on an embedding [vocabulary, dimension].
+    """
+
+    start: torch.Tensor
+    column: torch.Tensor
+    value: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SignRows:
+    """A matrix of +1 and -1, a bit each: bit `j % 8` of byte `j // 8` of a row is set for +1.
+
+    bits: uint8 [rows, ceil(columns / 8)]; columns: a count.
+    """
+
+    bits: torch.Tensor
+    columns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """`y += w * (scale * (D x))`: a delta of full rank. Not on embeddings.
+
+    weight: [out, in] of one of `kernels.segments.FACTOR_DTYPES`, or signs (BitDelta, arXiv 2402.10193); scale: float32
+    [out].
+    """
+
+    weight: torch.Tensor | SignRows
+    scale: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class InputTransform:
+    """`x -> (1 - w) x + w R x` before the base product only; deltas see the original x. R is block-diagonal.
+
+    blocks: float32 [in / size, size, size], the blocks of R in order (size 1: a scale of each input). Not on
+    embeddings. Source: OFT (arXiv 2306.07280), IA3 on inputs (arXiv 2205.05638).
+    """
+
+    blocks: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class OutputScale:
+    """`y -> y + w * ((scale - 1) * y + pair * partner(y) + bias)`, after the base product, its bias and all deltas.
+
+    scale, pair, bias: float32 [out] or None (1, 0, 0). partner(y)[i] is y[i + stride] in the first half of each group
+    of `2 * stride` neighbours and y[i - stride] in the second. On embeddings and norms too. Sources: DoRA (arXiv
+    2402.09353), IA3 (arXiv 2205.05638), RoAd (arXiv 2409.00119: pair and stride).
+    """
+
+    scale: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    pair: torch.Tensor | None = None
+    stride: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class ReplacedWeight:
     """`y = W' x + b'` in place of the base product: a head saved whole (`modules_to_save`).
 
@@ -105,8 +189,27 @@ class ReplacedWeight:
     bias: torch.Tensor | None = None
 
 
-Delta = LowRank | Int4LowRank | SharedBasis  # what is added to the base product
-Form = Delta | ReplacedWeight
+Delta = LowRank | Int4LowRank | SharedBasis  # of a rank that needs no gate
+Form = Delta | ReplacedWeight | GatedLowRank | Sparse | Dense | InputTransform | OutputScale
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Virtual tokens before the prompt, as many as `num_tokens`, at positions 0, 1, ...
+
+    embeddings: [n, hidden], what the first layer reads of them (prompt tuning, arXiv 2104.08691); or keys, values:
+    [layers, n, kv_heads, dim], what every layer's cache holds of them, as they are (prefix tuning, arXiv 2101.00190).
+    """
+
+    embeddings: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        if self.embeddings is not None:
+            return self.embeddings.shape[0]
+        return 0 if self.keys is None else self.keys.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +256,16 @@ class BaseSpec:
 
 @dataclass(frozen=True, slots=True)
 class AdapterWeights:
-    """An adapter ready for the engine: for each base module its forms (at most one of each kind)."""
+    """An adapter ready for the engine: for each base module its forms (at most one of each kind).
+
+    context: virtual tokens, or None; invocation: token ids from whose last occurrence in the prompt on the adapter acts
+    (aLoRA, arXiv 2504.12397), or () for everywhere.
+    """
 
     digest: str
     modules: dict[str, tuple[Form, ...]]
+    context: Context | None = None
+    invocation: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
