@@ -233,8 +233,9 @@ class BaseSpec:
 
     id: public model id; fingerprint: digest of architecture, shapes and weights; modules: full dotted name
     (as in `named_modules()`) -> spec; head: name of the output head; tied: the head shares the embedding's weight;
-    weight: reads a module's own weight in full precision, to compare with a copy of it inside an upload, or None.
-    aliases: other names that mean the base, and no adapter.
+    weight: reads a module's own weight in full precision, to compare with a copy of it inside an upload, or None;
+    bias: its bias, likewise.
+    aliases: other names that mean the base, and no adapter; rounded: `weight` gives what 8-bit products use.
     """
 
     id: str
@@ -244,6 +245,8 @@ class BaseSpec:
     tied: bool = False
     weight: Callable[[str], torch.Tensor] | None = field(default=None, compare=False, repr=False)
     aliases: tuple[str, ...] = ()
+    rounded: bool = False
+    bias: Callable[[str], torch.Tensor] | None = field(default=None, compare=False, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:

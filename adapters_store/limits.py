@@ -23,10 +23,12 @@ class Limits:
 
     max_rank: largest rank of any module (`--max-rank`); config_bytes: size of adapter_config.json;
     cast: the type that factors are converted to when served, or None for the file's own: a value that is
-    finite in the file but infinite in this type is refused.
+    finite in the file but infinite in this type is refused; form_bytes: what the forms of one adapter may take, as they
+    are served, where a method's file is smaller than that.
     """
 
     max_rank: int = 256
     config_bytes: int = 256 << 10
     header: HeaderLimits = field(default_factory=HeaderLimits)
     cast: torch.dtype | None = None
+    form_bytes: int = 2 << 30

@@ -11,7 +11,7 @@ from adapters_store.bucket import Source
 from adapters_store.candidate import NOT_RUNNING, Candidate, contents, manifest_of, of_forms
 from adapters_store.catalogue import Catalogue, Committed
 from adapters_store.errors import AdapterCorrupt, AdapterInvalid, AdapterNotFound, StoreUnavailable, read_error
-from adapters_store.formats import forms_file, peft, peft_export
+from adapters_store.formats import forms_file, importer, peft, peft_export
 from adapters_store.forms import AdapterWeights, BaseSpec, MadeForms
 from adapters_store.index import Index
 from adapters_store.info import AdapterInfo, AdapterRef, Notice, Proof
@@ -38,7 +38,7 @@ class AdapterRegistry:
         self._log = store
         self.base = base
         self.limits = limits or Limits()
-        self._peft = peft.Loader(base, self.limits)
+        self._files = importer.Loader(base, self.limits)
         self._index = Index()
         self.catalogue = Catalogue(store, self._index, committed)
         self._damaged: set[str] = set()  # digests of manifests and blobs; adapters may share a blob
@@ -124,7 +124,7 @@ class AdapterRegistry:
         blobs, files = contents({peft.CONFIG_FILE: config, peft.WEIGHTS_FILE: weights_path})
         self.catalogue.refresh_name(tenant, name)
         known = self._check_free(tenant, name, blobs, if_match, replace) is not None
-        imported = peft.inspect(config, weights_path, self.base, self.limits)
+        imported = importer.inspect(config, weights_path, self.base, self.limits)
         told = {**imported.manifest_fields(), "provenance": dict(provenance)}
         made = (manifest_of(self.base, blobs[peft.WEIGHTS_FILE], blobs, told), files, blobs)
         return Candidate(tenant, name, config, weights_path, *made, if_match, replace, imported.base, known)
@@ -236,13 +236,13 @@ class AdapterRegistry:
                 if forms_file.FORMS_FILE in paths:
                     return AdapterWeights(digest, forms_file.load(paths, self.base, self.limits))
                 config, weights = paths[peft.CONFIG_FILE].read_bytes(), paths[peft.WEIGHTS_FILE]
-                return self._peft.load(config, weights, digest)
+                return self._files.load(config, weights, digest)
             except OSError as error:
                 raise read_error(error, "file") from error
 
     def weights(self, found: Candidate) -> AdapterWeights:
         """The forms of a candidate, under no digest. Raises AdapterInvalid, OSError."""
-        return self._peft.load(found.config, found.weights, "")
+        return self._files.load(found.config, found.weights, "")
 
     def open_file(self, reference: str, filename: str, tenant: str = "public") -> tuple[int, Iterator[bytes]]:
         """Size and bytes of a file, verified before the first block; closing the iterator releases it.

@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     log.info("kernels", extra={"kind": dispatch.load(device)})
     notices = Notices()
     committed = notices.announce if settings.redis is not None else None
-    registry = AdapterRegistry(store, base.spec, _upload_limits(settings, base.dtype), committed)
+    spec = replace(base.spec, rounded=settings.quantize == "int8")
+    registry = AdapterRegistry(store, spec, _upload_limits(settings, base.dtype), committed)
     if settings.preload is not None:
         preload(registry, settings.preload)
     served = partial(in_memory, dtype=settings.adapter_dtype, embeddings=base.spec.embeddings)

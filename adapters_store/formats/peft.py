@@ -6,6 +6,7 @@ as `peft.tuners.lora.layer` does; it is folded into `d`, and into the bias of B.
 
 import threading
 from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BufferedReader
 from pathlib import Path
@@ -32,6 +33,7 @@ PLANS = 64  # kept for loads to come; some 100 KB each
 # A square layer that keeps the variance of its input has Frobenius norm sqrt(width). An update whose bound
 # |scale| |B| |A| / sqrt(width) exceeds this lies far outside what training yields (usual values: 0.01 to 5).
 EXTREME = 100.0
+NOOP = Notice("adapter_is_noop", "Every delta is zero: the adapter changes nothing.")
 _COPY_TOLERANCE = 1e-2  # relative; bfloat16 keeps 8 bits
 
 
@@ -57,7 +59,7 @@ def inspect(config: bytes, weights: Path, base: BaseSpec, limits: Limits) -> Imp
     Raises UnsupportedFormat or AdapterInvalid with the code of the first fault.
     """
     plan = _plan(config, weights, base, limits)
-    _second_opinion(weights)
+    second_opinion(weights)
     with weights.open("rb") as file:
         plan.notices.extend(_Values(file, limits.cast).check(plan, base))
     ranks = [item.rank for item in plan.lowrank] or [0]
@@ -71,7 +73,7 @@ def inspect(config: bytes, weights: Path, base: BaseSpec, limits: Limits) -> Imp
         rank={"min": min(ranks), "max": max(ranks)},
         parameters=sum(entry.count for entry in entries),
         warnings=tuple(asdict(notice) for notice in plan.notices),
-        base=_base_check(plan, base),
+        base=base_check(plan.named, plan.copies, base),
     )
 
 
@@ -120,14 +122,28 @@ def _plan(config: bytes, weights: Path, base: BaseSpec, limits: Limits) -> Plan:
     return peft_plan.make(peft_config.parse(config, limits.config_bytes), entries.values(), base, limits)
 
 
-def _base_check(plan: Plan, base: BaseSpec) -> BaseCheck:
-    """After `_Values.check`, which has compared all copies that there are."""
-    compared = base.weight is not None and any(len(entry.shape) == 2 for _, entry in plan.copies)
-    by_name: Literal["name", "shapes"] = "name" if plan.named == base.id else "shapes"
-    return BaseCheck("weights" if compared else by_name, shorten(plan.named) if plan.named else None)
+def base_check(named: str | None, copies: Sequence[tuple[str, TensorEntry]], base: BaseSpec) -> BaseCheck:
+    """After all copies of the base that the file has were compared."""
+    compared = base.weight is not None and any(len(entry.shape) == 2 for _, entry in copies)
+    by_name: Literal["name", "shapes"] = "name" if named == base.id else "shapes"
+    return BaseCheck("weights" if compared else by_name, shorten(named) if named else None)
 
 
-def _second_opinion(weights: Path) -> None:
+def check_values(
+    file: BufferedReader,
+    cast: torch.dtype | None,
+    entries: Iterable[TensorEntry],
+    copies: Iterable[tuple[str, TensorEntry]],
+    base: BaseSpec,
+) -> list[Notice]:
+    """One pass over the values of any method. Raises AdapterInvalid `nonfinite_weights` or `base_mismatch`."""
+    values = _Values(file, cast)
+    for entry in entries:
+        values.norm(entry)
+    return values.compared(copies, base)
+
+
+def second_opinion(weights: Path) -> None:
     """The library opens what our own reader has passed; two parsers must agree before a file is kept."""
     try:
         with safe_open(weights, framework="pt"):
@@ -160,24 +176,29 @@ class _Values:
     def check(self, plan: Plan, base: BaseSpec) -> list[Notice]:
         moves = bool(plan.replaced)
         for item in plan.lowrank:
-            product = abs(item.scale) * self._norm(item.a) * self._norm(item.b)
-            bias = abs(item.scale) * self._norm(item.bias) if item.bias else 0.0
+            product = abs(item.scale) * self.norm(item.a) * self.norm(item.b)
+            bias = abs(item.scale) * self.norm(item.bias) if item.bias else 0.0
             moves = moves or product > 0 or bias > 0
             if product > EXTREME * max(item.a.shape[1], item.b.shape[0]) ** 0.5:
                 self.extreme.append(item.module)
         for replaced in plan.replaced:
-            self._norm(replaced.weight)
+            self.norm(replaced.weight)
             if replaced.bias:
-                self._norm(replaced.bias)
-        notices = [notice for module, entry in plan.copies if (notice := self._compare(module, entry, base))]
+                self.norm(replaced.bias)
+        notices = self.compared(plan.copies, base)
         if not moves:
-            notices.append(Notice("adapter_is_noop", "Every delta is zero: the adapter changes nothing."))
+            notices.append(NOOP)
         if self.extreme:
             text = f"{len(self.extreme)} modules have a delta over {EXTREME:g} times a usual layer: {self.extreme[0]}."
             notices.append(Notice("extreme_delta", text))
         return notices
 
-    def _norm(self, entry: TensorEntry) -> float:
+    def compared(self, copies: Iterable[tuple[str, TensorEntry]], base: BaseSpec) -> list[Notice]:
+        """Raises AdapterInvalid for a copy that is not the base's own."""
+        return [notice for module, entry in copies if (notice := self._compare(module, entry, base))]
+
+    def norm(self, entry: TensorEntry) -> float:
+        """Frobenius. Raises AdapterInvalid for values that are not finite."""
         found = scan(self.file, entry, self.cast)
         if found.nonfinite:
             raise _values_error(entry, f"{found.nonfinite} of {entry.count} values that are NaN or infinite")

@@ -6,7 +6,7 @@ saved whole have `<module>.weight`; targets named `embed_tokens` or `lm_head` br
 wrap the model (`_orig_mod.`, `module.`), or train the model without its head, which shortens every name alike.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from adapters_store.canonical import shorten
@@ -44,13 +44,16 @@ class ModuleTensors:
     parts: dict[str, TensorEntry]
 
 
-def group(entries: Iterable[TensorEntry], known: Iterable[str]) -> tuple[dict[str, ModuleTensors], str]:
+def group(
+    entries: Iterable[TensorEntry], known: Iterable[str], take_apart: Callable[[str], Key] | None = None
+) -> tuple[dict[str, ModuleTensors], str]:
     """The tensors by full base module name, and what the adapter's names leave out in front (`""` or `"model."`).
 
-    known: the base's module names. Raises AdapterInvalid: `no_modules_matched`, `base_mismatch` for modules that the
-    base lacks, `bad_tensor_entry` for a name of no known form, `feature_unsupported` for a part that is not served.
+    known: the base's module names; take_apart: `split`, or another method's `split_parts`. Raises AdapterInvalid:
+    `no_modules_matched`, `base_mismatch` for modules that the base lacks, `bad_tensor_entry` for a name of no known
+    form, `feature_unsupported` for a part that is not served.
     """
-    keys = {entry.name: split(entry.name) for entry in entries}
+    keys = {entry.name: (take_apart or split)(entry.name) for entry in entries}
     adapters = {key.adapter for key in keys.values() if key.adapter is not None}
     if len(adapters) > 1:
         raise _entry_error(next(iter(keys)), f"is beside tensors of other adapters: {_listed(adapters)}")
@@ -80,7 +83,7 @@ def group(entries: Iterable[TensorEntry], known: Iterable[str]) -> tuple[dict[st
 
 def split(name: str) -> Key:
     """Takes a tensor name apart; the module is without PEFT's prefixes."""
-    pieces = _strip(name).split(".")
+    pieces = strip(name).split(".")
     for index, piece in enumerate(pieces):
         rest = pieces[index + 1 :]
         module = ".".join(pieces[:index])
@@ -101,6 +104,25 @@ def split(name: str) -> Key:
     raise _entry_error(name, "is none that PEFT writes for a LoRA")
 
 
+def split_parts(name: str, parts: Collection[str]) -> Key:
+    """Takes the tensor name of a method apart whose tensors are called `<module>.<part>`, as in `hada_w1_a` or
+    `oft_R.weight`; PEFT's adapter name may stand after a part's first word."""
+    pieces = strip(name).split(".")
+    for index in range(1, len(pieces)):
+        rest, module = pieces[index:], ".".join(pieces[:index])
+        if ".".join(rest) in parts:
+            return Key(module, ".".join(rest))
+        if len(rest) > 1 and ".".join((rest[0], *rest[2:])) in parts:
+            return Key(module, ".".join((rest[0], *rest[2:])), rest[1])
+        if rest[0] == "modules_to_save" and rest[-1] in ("weight", "bias"):
+            return Key(module, f"whole.{rest[-1]}", ".".join(rest[1:-1]) or None)
+        if rest in (["base_layer", "weight"], ["base_layer", "bias"]):
+            return Key(module, f"base.{rest[1]}")
+    if pieces[-1] in ("weight", "bias") and len(pieces) > 1:
+        return Key(".".join(pieces[:-1]), f"whole.{pieces[-1]}")
+    raise _entry_error(name, "is none that PEFT writes for this method")
+
+
 def _factor(name: str, module: str, factor: str, rest: list[str]) -> Key:
     embedding = factor.startswith("embedding")
     leaf = "weight" if embedding or not rest else rest[-1]
@@ -111,7 +133,8 @@ def _factor(name: str, module: str, factor: str, rest: list[str]) -> Key:
     return Key(module, part, adapter[0] if adapter else None)
 
 
-def _strip(name: str) -> str:
+def strip(name: str) -> str:
+    """A tensor's name without the prefixes of PEFT and of wrapped models."""
     while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
         name = name.removeprefix(prefix)
     return name

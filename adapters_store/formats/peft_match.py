@@ -12,7 +12,7 @@ import re2
 
 from adapters_store.canonical import shorten
 from adapters_store.errors import AdapterInvalid
-from adapters_store.formats.peft_config import PeftConfig
+from adapters_store.formats.tuner_config import TunerConfig
 from adapters_store.forms import BaseSpec
 
 MAX_PATTERNS = 2000
@@ -22,7 +22,7 @@ _MEMORY = 64 << 20  # bytes that one compiled pattern or set may take
 class Matcher:
     """Answers for one config and one base model. `outer` is what the adapter's own module names leave out in front."""
 
-    def __init__(self, config: PeftConfig, base: BaseSpec, outer: str = "") -> None:
+    def __init__(self, config: TunerConfig, base: BaseSpec, outer: str = "") -> None:
         self.config = config
         self._outer = outer
         self._base = base
@@ -40,9 +40,9 @@ class Matcher:
     def rank(self, module: str) -> int:
         return int(self._pattern_value(self.config.rank_pattern or {}, self._rank_set, module, self.config.r))
 
-    def alpha(self, module: str) -> float:
-        pattern = self.config.alpha_pattern or {}
-        return float(self._pattern_value(pattern, self._alpha_set, module, self.config.lora_alpha))
+    def alpha(self, module: str, default: float) -> float:
+        """default: the config's own alpha."""
+        return float(self._pattern_value(self.config.alpha_pattern or {}, self._alpha_set, module, default))
 
     def unused_targets(self) -> list[str]:
         """Entries of a `target_modules` list that select nothing in the base."""
@@ -138,7 +138,7 @@ def _key_pattern(key: str) -> str:
     return rf"^(?:(?:.*\.)?(?:{key})$)"
 
 
-def _layer_patterns(config: PeftConfig) -> list[str]:
+def _layer_patterns(config: TunerConfig) -> list[str]:
     if not config.layers_pattern:
         return [r".*?\.[^.]*\.(?P<idx>\d+)\."]
     listed = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern

@@ -12,6 +12,7 @@ from adapters_store.errors import AdapterInvalid
 from adapters_store.formats.peft_config import PeftConfig
 from adapters_store.formats.peft_keys import ModuleTensors, group
 from adapters_store.formats.peft_match import Matcher
+from adapters_store.formats.tuner_config import TunerConfig
 from adapters_store.forms import BaseSpec, ModuleSpec
 from adapters_store.info import Notice
 from adapters_store.limits import Limits
@@ -67,36 +68,46 @@ def make(config: PeftConfig, entries: Iterable[TensorEntry], base: BaseSpec, lim
     targeted = matcher.targeted()
     saved = {base.head} if config.modules_to_save else set()
     if not targeted and not saved:
-        raise _no_targets(config, base)
+        raise no_targets(config, base)
     plan = Plan(named=config.base_model_name_or_path)
     for name, tensors in sorted(grouped.items()):
-        _place(plan, tensors, base.modules[name], matcher, name in targeted, name in saved)
+        _place(plan, tensors, base.modules[name], matcher, config, name in targeted, name in saved)
     if not plan.modules:
         raise AdapterInvalid(
             "The file holds no adapter weights, only copies of the base.", code="no_modules_matched", param="weights"
         )
     _check_rank(plan, limits)
-    _note_gaps(plan, matcher, targeted, saved, config, base)
+    plan.notices += gaps(matcher, targeted | {name for name in saved if name}, plan.modules, base)
     return plan
 
 
-def _place(plan: Plan, tensors: ModuleTensors, spec: ModuleSpec, matcher: Matcher, targeted: bool, saved: bool) -> None:
+def _place(
+    plan: Plan,
+    tensors: ModuleTensors,
+    spec: ModuleSpec,
+    matcher: Matcher,
+    config: PeftConfig,
+    targeted: bool,
+    saved: bool,
+) -> None:
     parts = dict(tensors.parts)
     if parts.keys() & {"A", "B", "bias", "embedding_A", "embedding_B"}:
         if not targeted:
-            raise _unused(next(iter(parts.values())), "targets a module that the config does not select")
-        plan.lowrank.append(_lowrank(tensors.module, parts, spec, matcher))
+            raise unused(next(iter(parts.values())), "targets a module that the config does not select")
+        plan.lowrank.append(_lowrank(tensors.module, parts, spec, matcher, config))
     if saved and "whole.weight" in parts:
-        plan.replaced.append(_replacement(tensors.module, parts, spec))
+        plan.replaced.append(replacement(tensors.module, parts, spec))
     for part in [part for part in parts if part.endswith(".weight") or part == "base.bias"]:
         copy = parts.pop(part)
-        _check_shape(copy, _weight_shape(spec) if part.endswith(".weight") else (spec.out_features,), tensors.module)
+        check_shape(copy, weight_shape(spec) if part.endswith(".weight") else (spec.out_features,), tensors.module)
         plan.copies.append((tensors.module, copy))
     if parts:
-        raise _unused(next(iter(parts.values())), "would be left over: the config does not mention it")
+        raise unused(next(iter(parts.values())), "would be left over: the config does not mention it")
 
 
-def _lowrank(module: str, parts: dict[str, TensorEntry], spec: ModuleSpec, matcher: Matcher) -> LowRankPlan:
+def _lowrank(
+    module: str, parts: dict[str, TensorEntry], spec: ModuleSpec, matcher: Matcher, config: PeftConfig
+) -> LowRankPlan:
     prefix = "embedding_" if spec.kind == "embedding" else ""
     a, b = parts.pop(f"{prefix}A", None), parts.pop(f"{prefix}B", None)
     bias = parts.pop("bias", None)
@@ -118,32 +129,32 @@ def _lowrank(module: str, parts: dict[str, TensorEntry], spec: ModuleSpec, match
             code="shape_mismatch",
             param="weights",
         )
-    _check_shape(a, (rank, spec.in_features), module)
-    _check_shape(b, (spec.out_features, rank), module)
+    check_shape(a, (rank, spec.in_features), module)
+    check_shape(b, (spec.out_features, rank), module)
     if bias is not None:
-        if not matcher.config.lora_bias:
-            raise _unused(bias, "is beside `lora_bias: false`")
-        _check_shape(bias, (spec.out_features,), module)
-    elif matcher.config.lora_bias and not prefix:
+        if not config.lora_bias:
+            raise unused(bias, "is beside `lora_bias: false`")
+        check_shape(bias, (spec.out_features,), module)
+    elif config.lora_bias and not prefix:
         raise AdapterInvalid(f"`{module}` lacks lora_B.bias.", code="shape_mismatch", param="weights")
-    alpha = matcher.alpha(module)
-    scale = alpha / (math.sqrt(rank) if matcher.config.use_rslora else rank) * spec.scale
+    alpha = matcher.alpha(module, config.lora_alpha)
+    scale = alpha / (math.sqrt(rank) if config.use_rslora else rank) * spec.scale
     if abs(scale) > 1e30:  # beyond it even the smallest normal factors overflow float32
         raise AdapterInvalid(f"`{module}` has the scale {scale:.3g}.", code="bad_config", param="lora_alpha")
     return LowRankPlan(module, a, b, bias, scale)
 
 
-def _replacement(module: str, parts: dict[str, TensorEntry], spec: ModuleSpec) -> ReplacementPlan:
+def replacement(module: str, parts: dict[str, TensorEntry], spec: ModuleSpec) -> ReplacementPlan:
     weight, bias = parts.pop("whole.weight"), parts.pop("whole.bias", None)
-    _check_shape(weight, _weight_shape(spec), module)
+    check_shape(weight, weight_shape(spec), module)
     if bias is not None:
-        _check_shape(bias, (spec.out_features,), module)
+        check_shape(bias, (spec.out_features,), module)
     elif spec.bias:
         raise AdapterInvalid(f"`{module}` is saved whole but without its bias.", code="shape_mismatch", param="weights")
     return ReplacementPlan(module, weight, bias)
 
 
-def _weight_shape(spec: ModuleSpec) -> tuple[int, int]:
+def weight_shape(spec: ModuleSpec) -> tuple[int, int]:
     """The base's own layout: embeddings and Conv1D hold [in, out], linears [out, in]."""
     shape = (spec.out_features, spec.in_features)
     return shape if spec.kind == "linear" else shape[::-1]
@@ -177,24 +188,23 @@ def _check_rank(plan: Plan, limits: Limits) -> None:
         )
 
 
-def _note_gaps(
-    plan: Plan, matcher: Matcher, targeted: set[str], saved: set[str | None], config: PeftConfig, base: BaseSpec
-) -> None:
+def gaps(matcher: Matcher, wanted: set[str], found: set[str], base: BaseSpec) -> list[Notice]:
+    """What of the config came to nothing. wanted: modules that it selects or saves; found: those that have weights."""
+    notices = []
     if unused := matcher.unused_targets():
         shown = ", ".join(shorten(name, 60) for name in unused[:3])
-        plan.notices.append(Notice("unmatched_targets", f"target_modules entries that select nothing here: {shown}."))
-    if missing := sorted((targeted | {name for name in saved if name}) - plan.modules):
-        plan.notices.append(
-            Notice("modules_without_weights", f"{len(missing)} selected modules have no weights: {missing[0]}, ...")
-        )
-    named = config.base_model_name_or_path
+        notices.append(Notice("unmatched_targets", f"target_modules entries that select nothing here: {shown}."))
+    if missing := sorted(wanted - found):
+        text = f"{len(missing)} selected modules have no weights: {missing[0]}, ..."
+        notices.append(Notice("modules_without_weights", text))
+    named = matcher.config.base_model_name_or_path
     if named and named != base.id:
-        plan.notices.append(
-            Notice("other_base_name", f"Trained on `{shorten(named)}`, served on `{base.id}`; all shapes agree.")
-        )
+        text = f"Trained on `{shorten(named)}`, served on `{base.id}`; all shapes agree."
+        notices.append(Notice("other_base_name", text))
+    return notices
 
 
-def _check_shape(entry: TensorEntry, expected: tuple[int, ...], module: str) -> None:
+def check_shape(entry: TensorEntry, expected: tuple[int, ...], module: str) -> None:
     if entry.shape != expected:
         raise AdapterInvalid(
             f"`{shorten(entry.name)}` is {list(entry.shape)}; `{module}` of the base needs {list(expected)}. "
@@ -204,7 +214,7 @@ def _check_shape(entry: TensorEntry, expected: tuple[int, ...], module: str) -> 
         )
 
 
-def _no_targets(config: PeftConfig, base: BaseSpec) -> AdapterInvalid:
+def no_targets(config: TunerConfig, base: BaseSpec) -> AdapterInvalid:
     targets = config.target_modules or []
     theirs = [targets] if isinstance(targets, str) else sorted(targets)[:3]
     return AdapterInvalid(
@@ -215,7 +225,7 @@ def _no_targets(config: PeftConfig, base: BaseSpec) -> AdapterInvalid:
     )
 
 
-def _unused(entry: TensorEntry, problem: str) -> AdapterInvalid:
+def unused(entry: TensorEntry, problem: str) -> AdapterInvalid:
     return _entry_error(entry, f"{problem}; nothing is dropped in silence")
 
 

@@ -47,7 +47,14 @@ def base_spec(model: nn.Module, identity: str, fingerprint: str, aliases: tuple[
     head = next((name for name, module in model.named_modules() if module is head_module and name in modules), None)
     tied = head_module is not None and input_module is not None and head_module.weight is input_module.weight
     return BaseSpec(
-        identity, fingerprint, modules, head, tied, lambda name: _weight(model.get_submodule(name)), aliases
+        identity,
+        fingerprint,
+        modules,
+        head,
+        tied,
+        lambda name: _weight(model.get_submodule(name)),
+        aliases,
+        bias=lambda name: _bias(model.get_submodule(name)),
     )
 
 
@@ -65,6 +72,12 @@ def _weight(module: nn.Module) -> torch.Tensor:
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     return weight
+
+
+def _bias(module: nn.Module) -> torch.Tensor:
+    bias = module.bias
+    assert isinstance(bias, torch.Tensor)
+    return bias
 
 
 def _embeddings(model: nn.Module, getter: str) -> nn.Module | None:

@@ -96,7 +96,7 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
     "auto_mapping more": {"auto_mapping": {"parent_library": "transformers.models.llama", "custom": "x"}},
     "task": {"task_type": "SEQ_CLS"},
     "type": {"peft_type": "IA3"},
-    "type adalora": {"peft_type": "ADALORA"},
+    "type lily": {"peft_type": "LILY"},
     "type object": {"peft_type": {"a": 1}},
     "pissa": {"init_lora_weights": "pissa"},
     "pissa iterations": {"init_lora_weights": "pissa_niter_16"},

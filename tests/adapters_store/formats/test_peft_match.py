@@ -84,7 +84,10 @@ def test_selects_what_peft_selects(llama: Any, changes: dict[str, Any]) -> None:
     assert ours.targeted() == layers.keys()
     assert len(layers) > 0
     for name, layer in layers.items():
-        assert (ours.rank(name), ours.alpha(name)) == (layer.r["default"], layer.lora_alpha["default"]), name
+        assert (ours.rank(name), ours.alpha(name, 8)) == (
+            layer.r["default"],
+            layer.lora_alpha["default"],
+        ), name
 
 
 def test_gpt2_names(llama: Any) -> None:

@@ -1,0 +1,161 @@
+"""What a method of adapting is to the importer: its file's parts, their shapes, and the forms that they make."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NoReturn
+
+import torch
+
+from adapters_store.canonical import shorten
+from adapters_store.errors import AdapterInvalid
+from adapters_store.formats.peft_match import Matcher
+from adapters_store.formats.tuner_config import CommonConfig, TunerConfig
+from adapters_store.forms import BaseSpec, Context, Form, ModuleSpec
+from adapters_store.limits import Limits
+from adapters_store.safetensors_header import TensorEntry
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+Read = Callable[[TensorEntry], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter as a method sees it.
+
+    config: the method's own class; targets: the modules that it changes, in the order of the base; common: tensors of
+    no module by name; read: gives a tensor in its own type.
+    """
+
+    config: Any
+    base: BaseSpec
+    limits: Limits
+    matcher: Matcher | None
+    modules: Mapping[str, Mapping[str, TensorEntry]]
+    common: Mapping[str, TensorEntry]
+    read: Read
+
+    @cached_property
+    def targets(self) -> tuple["Target", ...]:
+        return tuple(Target(self, name) for name in self.base.modules if name in self.modules)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor of no module, in float32."""
+        return self.read(self.common[name]).float()
+
+
+@dataclass(frozen=True)
+class Target:
+    """One module of an adapter: its tensors by part, and the base's facts."""
+
+    file: AdapterFile
+    name: str
+
+    @property
+    def spec(self) -> ModuleSpec:
+        return self.file.base.modules[self.name]
+
+    @property
+    def inputs(self) -> int:
+        return self.spec.in_features
+
+    @property
+    def outputs(self) -> int:
+        return self.spec.out_features
+
+    @property
+    def entries(self) -> Mapping[str, TensorEntry]:
+        return self.file.modules[self.name]
+
+    @property
+    def rank(self) -> int:
+        """`r` of the config, or what `rank_pattern` says of this module."""
+        assert self.file.matcher is not None
+        return self.file.matcher.rank(self.name)
+
+    def alpha(self, default: float) -> float:
+        """default: the config's own; `alpha_pattern` may say otherwise of this module."""
+        assert self.file.matcher is not None
+        return self.file.matcher.alpha(self.name, default)
+
+    def __contains__(self, part: str) -> bool:
+        return part in self.entries
+
+    def tensor(self, part: str) -> torch.Tensor:
+        """A part in float32; what bfloat16 and float16 hold it holds exactly."""
+        return self.raw(part).float()
+
+    def raw(self, part: str) -> torch.Tensor:
+        """A part in its own type."""
+        return self.file.read(self.entries[part])
+
+    def weight(self, *, factored: bool = False) -> torch.Tensor:
+        """The base's weight of this module, float32 [out, in], as it is served.
+
+        factored: it is taken apart (SVD, LU, its largest entries), which a weight rounded to 8 bits would change beyond
+        use. Raises AdapterInvalid `feature_unsupported` where there is none such.
+        """
+        base = self.file.base
+        if base.weight is None or (factored and base.rounded):
+            raise AdapterInvalid(
+                f"The adapter is made from the base's own weights of `{self.name}`, which this server does not keep; "
+                "start it with `--quantize none`, or convert the adapter to a LoRA.",
+                code="feature_unsupported",
+                param="weights",
+            )
+        weight = base.weight(self.name).detach().to("cpu", torch.float32)
+        return weight if self.spec.kind == "linear" else weight.T
+
+    def bias(self) -> torch.Tensor | None:
+        """The base's bias, float32 [out], or None."""
+        if not self.spec.bias:
+            return None
+        if self.file.base.bias is None:
+            self.refuse("has a bias that this server does not keep", "feature_unsupported")
+        return self.file.base.bias(self.name).detach().to("cpu", torch.float32)
+
+    def refuse(self, problem: str, code: str = "shape_mismatch", param: str = "weights") -> NoReturn:
+        raise AdapterInvalid(f"`{shorten(self.name)}` {problem}.", code=code, param=param)
+
+
+def _always(_: Mapping[str, Any]) -> bool:
+    return True
+
+
+def _no_shapes(_: AdapterFile) -> Shapes:
+    return {}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the files of one method are read.
+
+    kind: as `AdapterInfo` shows it; peft_type, when: which configs are this method's; config: their fields;
+    parts: names of a module's tensors after the module's own; shapes: what a module must hold, to the last part (it may
+    look into `entries`, which are headers only); forms: what they mean; common: shapes of tensors of no module, named
+    in `common_parts`; context, invocation: as in `AdapterWeights`; check: refuses a config with AdapterInvalid before
+    any weight is read.
+    served: whether forms of its own or a plain low-rank delta; note: what a reader should know, one sentence; source:
+    paper or code.
+    """
+
+    kind: str
+    peft_type: str
+    config: type[CommonConfig]
+    served: Literal["native", "folded"]
+    note: str
+    source: str
+    parts: frozenset[str] = frozenset()
+    shapes: Callable[[Target], Shapes] = field(default=lambda _: {})
+    forms: Callable[[Target], Iterable[Form]] = field(default=lambda _: ())
+    common_parts: frozenset[str] = frozenset()
+    common: Callable[[AdapterFile], Shapes] = _no_shapes
+    context: Callable[[AdapterFile], Context | None] = field(default=lambda _: None)
+    invocation: Callable[[Any], tuple[int, ...]] = field(default=lambda _: ())
+    check: Callable[[Any], None] = field(default=lambda _: None)
+    when: Callable[[Mapping[str, Any]], bool] = _always
+
+    @property
+    def has_targets(self) -> bool:
+        return issubclass(self.config, TunerConfig)

@@ -1,0 +1,81 @@
+"""PEFT makes an adapter, the importer reads it, and both must give the same logits."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from adapters_store.formats import importer, peft
+from adapters_store.formats.peft import Imported
+from adapters_store.forms import AdapterWeights
+from adapters_store.limits import Limits
+from tests.adapters_store.support import spec_of
+from tests.support import dense_forms
+from tests.support.models import VOCABULARY, tiny_model
+
+LIMITS = Limits()
+IDS = torch.arange(2, 26).view(1, -1) * 7 % VOCABULARY
+Randomise = Callable[[str, torch.Tensor], None]
+
+
+def randomise(name: str, parameter: torch.Tensor) -> None:
+    """Away from the start, zero-mean."""
+    parameter.normal_(0.0, 0.3)
+
+
+def trained(
+    architecture: str, config: PeftConfig, folder: Path, seed: int = 0, change: Randomise = randomise
+) -> tuple[Any, PeftModel]:
+    """A base, and an adapter on a copy of it, all its trained parts random, saved in `folder`."""
+    base = tiny_model(architecture)
+    torch.manual_seed(seed)
+    adapted = get_peft_model(copy.deepcopy(base), config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if parameter.requires_grad:
+                change(name, parameter)
+    adapted.eval().save_pretrained(folder)
+    return base, adapted
+
+
+def imported(folder: Path, base: Any, limits: Limits = LIMITS) -> tuple[Imported, AdapterWeights]:
+    """What the importer says of the folder, and its forms."""
+    config, weights, spec = (folder / peft.CONFIG_FILE).read_bytes(), folder / peft.WEIGHTS_FILE, spec_of(base)
+    return importer.inspect(config, weights, spec, limits), importer.Loader(spec, limits).load(
+        config, weights, "d" * 64
+    )
+
+
+def check(architecture: str, config: PeftConfig, folder: Path, change: Randomise = randomise) -> Imported:
+    """PEFT's logits against the forms', and against those of another adapter of the same method, which must differ."""
+    base, adapted = trained(architecture, config, folder / "a", change=change)
+    found, weights = imported(folder / "a", base)
+    with torch.inference_mode():
+        expected, plain = adapted(IDS).logits, base(IDS).logits
+    ours = dense_forms.logits(base, weights, IDS)
+    scale = (expected - plain).abs().max()
+    assert scale > 1e-3, "the adapter changes nothing, so nothing is tested"
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    trained(architecture, config, folder / "b", seed=1, change=change)
+    other = dense_forms.logits(base, imported(folder / "b", base)[1], IDS)
+    assert (other - expected).abs().max() > 0.01 * scale, "another adapter gives the same"
+    return found
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Overwrite fields of adapter_config.json."""
+    path = folder / peft.CONFIG_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Overwrite tensors of adapter_model.safetensors."""
+    path = folder / peft.WEIGHTS_FILE
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
