@@ -45,8 +45,11 @@ class _DuplicateKeyError(ValueError):
     pass
 
 
-def read_header(path: Path, limits: HeaderLimits, dtypes: Mapping[str, torch.dtype] = DTYPES) -> dict[str, TensorEntry]:
-    """The tensors of a safetensors file by name, checked; the data is not read. dtypes: those accepted, by name.
+def read_header(
+    path: Path, limits: HeaderLimits, dtypes: Mapping[str, torch.dtype] = DTYPES, axes: int = 2
+) -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file by name, checked; the data is not read. dtypes: those accepted, by name; axes:
+    how many a tensor may have.
 
     Raises UnsupportedFormat for another format, AdapterInvalid with `header_limits`, `bad_tensor_entry`,
     `bad_dtype` or `corrupt_safetensors`.
@@ -57,7 +60,7 @@ def read_header(path: Path, limits: HeaderLimits, dtypes: Mapping[str, torch.dty
         _limit(f"The header lists {claimed} tensors; the limit is {limits.tensors}.")
     fields = _parse(raw)
     fields.pop("__metadata__", None)
-    entries = {name: _entry(name, value, 8 + length, size, dtypes) for name, value in fields.items()}
+    entries = {name: _entry(name, value, 8 + length, size, dtypes, axes) for name, value in fields.items()}
     _check_cover(entries, 8 + length, size)
     return entries
 
@@ -117,7 +120,7 @@ def _refuse_constant(_: str) -> NoReturn:
     raise ValueError
 
 
-def _entry(name: str, value: object, base: int, size: int, dtypes: Mapping[str, torch.dtype]) -> TensorEntry:
+def _entry(name: str, value: object, base: int, size: int, dtypes: Mapping[str, torch.dtype], axes: int) -> TensorEntry:
     if not name.isprintable() or ".." in name or len(name) > MAX_NAME:
         raise _entry_error(name, f"is not a tensor name: no control characters, no `..`, at most {MAX_NAME} long")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
@@ -131,8 +134,8 @@ def _entry(name: str, value: object, base: int, size: int, dtypes: Mapping[str, 
         )
     if not _integers(shape) or not _integers(offsets) or len(offsets) != 2:
         _corrupt(f"shape or data_offsets of `{shorten(name)}` are not lists of non-negative integers")
-    if not 1 <= len(shape) <= 2 or not all(1 <= dimension <= MAX_DIMENSION for dimension in shape):
-        raise _entry_error(name, f"has shape {str(shape)[:60]}; one or two dimensions of 1 to 2**31 are accepted")
+    if not 1 <= len(shape) <= axes or not all(1 <= dimension <= MAX_DIMENSION for dimension in shape):
+        raise _entry_error(name, f"has shape {str(shape)[:60]}; one to {axes} dimensions of 1 to 2**31 are accepted")
     entry = TensorEntry(name, dtypes[dtype], tuple(shape), base + offsets[0], base + offsets[1])
     if entry.end - entry.start != entry.count * entry.dtype.itemsize or entry.end > size:
         _corrupt(f"the bytes of `{shorten(name)}` do not fit its shape or lie outside the file")

@@ -50,7 +50,8 @@ def _inspect(method: Method, fields: dict[str, Any], weights: Path, base: BaseSp
     with weights.open("rb") as stream:
         opened = method_file.open_file(method, fields, weights, stream, base, limits)
         peft.second_opinion(weights)
-        opened.notices += peft.check_values(stream, limits.cast, opened.entries, opened.copies, base)
+        numbers = [entry for entry in opened.entries if entry.dtype.is_floating_point]
+        opened.notices += peft.check_values(stream, limits.cast, numbers, opened.copies, base)
         for name, forms in forms_of(method, opened):
             matched += 1
             for form in forms:

@@ -7,7 +7,7 @@ import torch
 
 from adapters_store.canonical import shorten
 from adapters_store.errors import AdapterInvalid
-from adapters_store.formats.method import Method
+from adapters_store.formats.method import Method, rank_limit
 from adapters_store.formats.method_file import Opened
 from adapters_store.forms import (
     Context,
@@ -52,12 +52,7 @@ class Seen:
         """Raises AdapterInvalid: `nonfinite_weights`, `rank_limit`, `adapter_too_large`."""
         rank = getattr(form, "rank", None)
         if rank is not None and rank > self.limits.max_rank:
-            raise AdapterInvalid(
-                f"`{shorten(module)}` needs rank {rank}; the limit is {self.limits.max_rank}. Start the server with "
-                f"`--max-rank {rank}` to allow it.",
-                code="rank_limit",
-                param="weights",
-            )
+            raise rank_limit(module, rank, self.limits.max_rank)
         for tensor in tensors(form):
             self.form_bytes += tensor.numel() * tensor.itemsize
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 
@@ -13,11 +13,12 @@ from adapters_store.formats.peft_match import Matcher
 from adapters_store.formats.tuner_config import CommonConfig, TunerConfig
 from adapters_store.forms import BaseSpec, Context, Form, ModuleSpec
 from adapters_store.limits import Limits
-from adapters_store.safetensors_header import TensorEntry
+from adapters_store.safetensors_header import DTYPES, TensorEntry
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 Read = Callable[[TensorEntry], torch.Tensor]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class AdapterFile:
     """An adapter as a method sees it.
 
     config: the method's own class; targets: the modules that it changes, in the order of the base; common: tensors of
-    no module by name; read: gives a tensor in its own type.
+    no module by name; read: gives a tensor in its own type; memo: see `once`.
     """
 
     config: Any
@@ -35,6 +36,7 @@ class AdapterFile:
     modules: Mapping[str, Mapping[str, TensorEntry]]
     common: Mapping[str, TensorEntry]
     read: Read
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def targets(self) -> tuple["Target", ...]:
@@ -43,6 +45,13 @@ class AdapterFile:
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor of no module, in float32."""
         return self.read(self.common[name]).float()
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made once for all modules of the file."""
+        if name not in self.memo:
+            self.memo[name] = make()
+        found: Made = self.memo[name]
+        return found
 
 
 @dataclass(frozen=True)
@@ -115,8 +124,22 @@ class Target:
             self.refuse("has a bias that this server does not keep", "feature_unsupported")
         return self.file.base.bias(self.name).detach().to("cpu", torch.float32)
 
+    def bound_rank(self, rank: int) -> None:
+        """Raises AdapterInvalid `rank_limit`; to be called before a number of the config allocates anything."""
+        if rank > self.file.limits.max_rank:
+            raise rank_limit(self.name, rank, self.file.limits.max_rank)
+
     def refuse(self, problem: str, code: str = "shape_mismatch", param: str = "weights") -> NoReturn:
         raise AdapterInvalid(f"`{shorten(self.name)}` {problem}.", code=code, param=param)
+
+
+def rank_limit(module: str, rank: int, limit: int) -> AdapterInvalid:
+    return AdapterInvalid(
+        f"`{shorten(module)}` needs rank {rank}; the limit is {limit}. Start the server with `--max-rank {rank}` to "
+        "allow it.",
+        code="rank_limit",
+        param="weights",
+    )
 
 
 def _always(_: Mapping[str, Any]) -> bool:
@@ -133,9 +156,10 @@ class Method:
 
     kind: as `AdapterInfo` shows it; peft_type, when: which configs are this method's; config: their fields;
     parts: names of a module's tensors after the module's own; shapes: what a module must hold, to the last part (it may
-    look into `entries`, which are headers only); forms: what they mean; common: shapes of tensors of no module, named
-    in `common_parts`; context, invocation: as in `AdapterWeights`; check: refuses a config with AdapterInvalid before
-    any weight is read.
+    look into `entries`, which are headers only); forms: what they mean; common: shapes of tensors of no module, whose
+    names, or what of them stands before a dot, are in `common_parts`; context, invocation: as in `AdapterWeights`;
+    check: refuses a config with AdapterInvalid before any weight is read; implied: the selected modules are changed
+    though the file may hold nothing of their own; dtypes: those that a file may hold, by safetensors' name.
     served: whether forms of its own or a plain low-rank delta; note: what a reader should know, one sentence; source:
     paper or code.
     """
@@ -155,6 +179,8 @@ class Method:
     invocation: Callable[[Any], tuple[int, ...]] = field(default=lambda _: ())
     check: Callable[[Any], None] = field(default=lambda _: None)
     when: Callable[[Mapping[str, Any]], bool] = _always
+    implied: bool = False
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=lambda: DTYPES)
 
     @property
     def has_targets(self) -> bool:

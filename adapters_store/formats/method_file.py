@@ -20,6 +20,8 @@ from adapters_store.info import Notice
 from adapters_store.limits import Limits
 from adapters_store.safetensors_header import TensorEntry, read_header
 
+_AXES = 4  # of a method's largest tensors: POLY's are [splits, skills, in, rank]
+
 
 @dataclass(slots=True)
 class Opened:
@@ -49,15 +51,23 @@ def open_file(
     if features := tuner_config.unserved(config):
         tuner_config.unsupported(features)
     method.check(config)
-    entries = read_header(weights, limits.header).values()
+    entries = read_header(weights, limits.header, method.dtypes, _AXES).values()
     common = {peft_keys.strip(entry.name): entry for entry in entries if _is_common(method, entry)}
     own = [entry for entry in entries if not _is_common(method, entry)]
+    if len(common) + len(own) < len(entries):
+        raise AdapterInvalid(
+            f"The file gives one of {', '.join(f'`{shorten(name)}`' for name in sorted(common)[:3])} twice.",
+            code="bad_tensor_entry",
+            param="weights",
+        )
     grouped, outer = (
         peft_keys.group(own, base.modules, partial(peft_keys.split_parts, parts=method.parts)) if own else ({}, "")
     )
     matcher = Matcher(config, base, outer) if isinstance(config, tuner_config.TunerConfig) else None
     modules = {name: _own_parts(method, tensors) for name, tensors in grouped.items()}
     modules = {name: parts for name, parts in modules.items() if parts}
+    if method.implied and matcher is not None:
+        modules |= {name: {} for name in matcher.targeted() - modules.keys()}
     file = AdapterFile(config, base, limits, matcher, modules, common, partial(read, stream))
     opened = Opened(file)
     _place_others(opened, method, grouped)
@@ -69,7 +79,8 @@ def open_file(
 
 
 def _is_common(method: Method, entry: TensorEntry) -> bool:
-    return peft_keys.strip(entry.name) in method.common_parts
+    name = peft_keys.strip(entry.name)
+    return name in method.common_parts or name.partition(".")[0] in method.common_parts
 
 
 def _own_parts(method: Method, tensors: ModuleTensors) -> dict[str, TensorEntry]:

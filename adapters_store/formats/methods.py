@@ -5,10 +5,10 @@ from typing import Any
 
 from adapters_store.canonical import shorten
 from adapters_store.formats import tuner_config
-from adapters_store.formats.kinds import adalora
+from adapters_store.formats.kinds import adalora, vera
 from adapters_store.formats.method import Method
 
-METHODS: tuple[Method, ...] = (*adalora.METHODS,)
+METHODS: tuple[Method, ...] = (*adalora.METHODS, *vera.METHODS)
 
 # peft_type -> why an adapter of it is refused
 DECLINED: Mapping[str, str] = {

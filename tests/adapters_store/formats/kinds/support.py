@@ -1,17 +1,21 @@
 """PEFT makes an adapter, the importer reads it, and both must give the same logits."""
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from adapters_store.errors import AdapterInvalid
 from adapters_store.formats import importer, peft
 from adapters_store.formats.peft import Imported
+from adapters_store.formats.tuner_config import CommonConfig
 from adapters_store.forms import AdapterWeights
 from adapters_store.limits import Limits
 from tests.adapters_store.support import spec_of
@@ -79,3 +83,38 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
+
+
+def refused(folder: Path, base: Any, code: str, match: str = "") -> None:
+    """The importer refuses the folder, when it is inspected and when it is loaded."""
+    config, weights, spec = (folder / peft.CONFIG_FILE).read_bytes(), folder / peft.WEIGHTS_FILE, spec_of(base)
+    with pytest.raises(AdapterInvalid, match=match) as caught:
+        importer.inspect(config, weights, spec, LIMITS)
+    assert caught.value.code == code, caught.value.message
+
+
+def check_damage(architecture: str, config: PeftConfig, folder: Path, *parts: str) -> None:
+    """Each part missing, of a wrong shape, or not finite is refused, and so is a field that nobody knows."""
+    for part in parts:
+
+        def change(tensors: dict[str, torch.Tensor], how: str, part: str = part) -> None:
+            name = next(name for name in tensors if name.endswith(part))
+            if how == "missing":
+                del tensors[name]
+            elif how == "shape":
+                tensors[name] = torch.cat([tensors[name], tensors[name]])
+            else:
+                tensors[name].view(-1)[-1] = float("nan")
+
+        for how, code in (("missing", "shape_mismatch"), ("shape", "shape_mismatch"), ("nan", "nonfinite_weights")):
+            base, _ = trained(architecture, config, folder)
+            edit_tensors(folder, lambda tensors, how=how: change(tensors, how))  # type: ignore[misc]
+            refused(folder, base, code, match=part.rpartition(".")[0] or part)
+    base, _ = trained(architecture, config, folder)
+    edit_config(folder, made_up_by_a_later_release=True)
+    refused(folder, base, "bad_config", match="made_up_by_a_later_release")
+
+
+def check_fields(ours: type[CommonConfig], theirs: type[PeftConfig]) -> None:
+    """Every field that PEFT writes is known."""
+    assert {field.name for field in dataclasses.fields(theirs)} <= ours.model_fields.keys()
