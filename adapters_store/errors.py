@@ -28,6 +28,13 @@ class AdapterInvalid(CodedError):
     code = "bad_config"
 
 
+class KnobRefused(CodedError):
+    """A request chooses what this adapter does not let it choose, or a value that it does not have (422)."""
+
+    status = 422
+    code = "knob_unsupported"
+
+
 class UnsupportedFormat(CodedError):
     """The file is not safetensors (415)."""
 

@@ -1,7 +1,9 @@
 """What the store tells about an adapter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from adapters_store.variants import Knobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,18 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
-    """An adapter resolved: immutable, so one request sees one content from its first token to its last."""
+    """An adapter resolved: immutable, so one request sees one content from its first token to its last.
+
+    knobs, virtual_tokens, invocation: as in `AdapterInfo`.
+    """
 
     name: str
     version: int
     digest: str
     tenant: str = "public"
+    knobs: Knobs = field(default_factory=dict, hash=False)
+    virtual_tokens: int = 0
+    invocation: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,9 @@ class AdapterInfo:
 
     digest: SHA-256 of the manifest, the identity of the content; parameters: numbers in the file that act on the
     base; bytes: size of the weights file; created: ISO 8601, UTC; a deleted version has kind "deleted", no digest;
-    proof: of uploads only, and None where an older Polyrank took them.
+    proof: of uploads only, and None where an older Polyrank took them; knobs: what a request may choose of it
+    (`adapters_store.variants`); virtual_tokens: how many it puts before the prompt; invocation: token ids from whose
+    last occurrence in the prompt on it acts, or () for everywhere.
     """
 
     name: str
@@ -98,3 +108,6 @@ class AdapterInfo:
     compression: dict[str, Any] | None
     warnings: tuple[Notice, ...]
     proof: Proof | None = None
+    knobs: Knobs = field(default_factory=dict)
+    virtual_tokens: int = 0
+    invocation: tuple[int, ...] = ()

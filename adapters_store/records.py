@@ -60,7 +60,7 @@ def encode(
         "manifest": digest,
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "id": uuid.uuid4().hex,
-        "summary": {key: manifest[key] for key in _SUMMARY} if manifest else None,
+        "summary": _summary(manifest) if manifest else None,
         "blobs": manifest["blobs"] if manifest else {},
         "proof": proof.encode(proved),
     }
@@ -79,6 +79,12 @@ _SUMMARY = (
     "compression",
     "warnings",
 )
+WHERE_ANY = ("knobs", "virtual_tokens", "invocation")  # manifests without them lack the key
+
+
+def _summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    told = {key: manifest[key] for key in _SUMMARY}
+    return told | {key: manifest[key] for key in WHERE_ANY if key in manifest}
 
 
 def decode(name: str, version: int, data: bytes) -> Record:
@@ -123,6 +129,9 @@ def _info(name: str, version: int, fields: dict[str, Any]) -> AdapterInfo:
         compression=told["compression"],
         warnings=(*warnings, *proof.notices(proved, warnings)),
         proof=proved,
+        knobs=told.get("knobs", {}),
+        virtual_tokens=told.get("virtual_tokens", 0),
+        invocation=tuple(told.get("invocation", ())),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import Any
 
-from adapters_store import canonical, names
+from adapters_store import canonical, names, variants
 from adapters_store.bucket import Source
 from adapters_store.candidate import NOT_RUNNING, Candidate, contents, manifest_of, of_forms
 from adapters_store.catalogue import Catalogue, Committed
@@ -54,7 +54,9 @@ class AdapterRegistry:
         name, record = self._find(reference, tenant)
         if record.manifest is None:
             raise AdapterCorrupt(_DAMAGED.message)
-        return AdapterRef(name, record.version, record.manifest, tenant)
+        told = record.info
+        acts = (told.knobs, told.virtual_tokens, told.invocation)
+        return AdapterRef(name, record.version, record.manifest, tenant, *acts)
 
     def info(self, reference: str, tenant: str = "public") -> AdapterInfo:
         return self._shown(self._find(reference, tenant)[1])
@@ -218,11 +220,12 @@ class AdapterRegistry:
 
     # --- content
 
-    def load(self, digest: str) -> AdapterWeights:
-        """The forms of an adapter, its files verified.
+    def load(self, key: str) -> AdapterWeights:
+        """The forms of an adapter by digest, or of a variant by `variants.key_of`, its files verified.
 
-        Raises AdapterCorrupt, AdapterNotFound, AdapterInvalid, StoreUnavailable.
+        Raises AdapterCorrupt, AdapterNotFound, AdapterInvalid, KnobRefused, StoreUnavailable.
         """
+        digest, variant = variants.split(key)
         with self._watched(digest):
             manifest = self._log.manifest(digest)
         if manifest["base"]["fingerprint"] != self.base.fingerprint:
@@ -234,9 +237,10 @@ class AdapterRegistry:
             paths = {name: stack.enter_context(self._blob(blob)) for name, blob in blobs.items()}
             try:
                 if forms_file.FORMS_FILE in paths:
-                    return AdapterWeights(digest, forms_file.load(paths, self.base, self.limits))
+                    variants.require(variants.NO_KNOBS, variant)
+                    return AdapterWeights(key, forms_file.load(paths, self.base, self.limits))
                 config, weights = paths[peft.CONFIG_FILE].read_bytes(), paths[peft.WEIGHTS_FILE]
-                return self._files.load(config, weights, digest)
+                return self._files.load(config, weights, key, variant)
             except OSError as error:
                 raise read_error(error, "file") from error
 

@@ -96,7 +96,7 @@ def in_memory(weights: AdapterWeights, dtype: Dtype, embeddings: Set[str] = froz
         name: tuple(_rounded(form, dtype, name in embeddings) if _is_wide(form) else form for form in forms)
         for name, forms in weights.modules.items()
     }
-    return AdapterWeights(weights.digest, modules)
+    return replace(weights, modules=modules)
 
 
 def already_compressed() -> AdapterInvalid:

@@ -1,5 +1,6 @@
 """The door for files in PEFT's manner, whatever the method: two files in, forms out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from adapters_store.formats.peft import Imported
 from adapters_store.forms import AdapterWeights, BaseSpec
 from adapters_store.info import Notice
 from adapters_store.limits import Limits
+from adapters_store.variants import NO_KNOBS, WHOLE, Variant, require
 
 
 def inspect(config: bytes, weights: Path, base: BaseSpec, limits: Limits) -> Imported:
@@ -33,14 +35,20 @@ class Loader:
         self._limits = limits
         self._lora = peft.Loader(base, limits)
 
-    def load(self, config: bytes, weights: Path, digest: str) -> AdapterWeights:
-        """The forms, in memory of their own. Raises AdapterInvalid, OSError."""
+    def load(self, config: bytes, weights: Path, digest: str, variant: Variant = WHOLE) -> AdapterWeights:
+        """The forms, in memory of their own, under `digest`. Raises AdapterInvalid, KnobRefused, OSError.
+
+        variant: which of the adapters in the file.
+        """
         fields = tuner_config.read_fields(config, self._limits.config_bytes)
         method = methods.select(fields)
         if method is None:
+            require(NO_KNOBS, variant)
             return self._lora.load(config, weights, digest)
         with weights.open("rb") as stream:
             opened = method_file.open_file(method, fields, weights, stream, self._base, self._limits)
+            require(method.knobs(opened.file), variant)
+            opened.file = replace(opened.file, variant=variant, memo={})
             made = dict(forms_of(method, opened))
             return AdapterWeights(digest, made, method.context(opened.file), method.invocation(opened.file.config))
 
@@ -56,7 +64,8 @@ def _inspect(method: Method, fields: dict[str, Any], weights: Path, base: BaseSp
             matched += 1
             for form in forms:
                 seen.add(name, form)
-        if context := method.context(opened.file):
+        context = method.context(opened.file)
+        if context is not None:
             seen.add("context", context)
     if not seen.acts:
         opened.notices.append(peft.NOOP)
@@ -70,6 +79,9 @@ def _inspect(method: Method, fields: dict[str, Any], weights: Path, base: BaseSp
         parameters=sum(entry.count for entry in opened.entries),
         warnings=_told(opened.notices),
         base=peft.base_check(named, opened.copies, base),
+        knobs=method.knobs(opened.file),
+        virtual_tokens=0 if context is None else context.num_tokens,
+        invocation=method.invocation(opened.file.config),
     )
 
 

@@ -14,6 +14,7 @@ from adapters_store.formats.tuner_config import CommonConfig, TunerConfig
 from adapters_store.forms import BaseSpec, Context, Form, ModuleSpec
 from adapters_store.limits import Limits
 from adapters_store.safetensors_header import DTYPES, TensorEntry
+from adapters_store.variants import NO_KNOBS, WHOLE, Knobs, Variant
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -26,7 +27,8 @@ class AdapterFile:
     """An adapter as a method sees it.
 
     config: the method's own class; targets: the modules that it changes, in the order of the base; common: tensors of
-    no module by name; read: gives a tensor in its own type; memo: see `once`.
+    no module by name; read: gives a tensor in its own type; memo: see `once`; variant: which of the adapters in the
+    file is asked for.
     """
 
     config: Any
@@ -37,6 +39,7 @@ class AdapterFile:
     common: Mapping[str, TensorEntry]
     read: Read
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    variant: Variant = WHOLE
 
     @cached_property
     def targets(self) -> tuple["Target", ...]:
@@ -159,7 +162,8 @@ class Method:
     look into `entries`, which are headers only); forms: what they mean; common: shapes of tensors of no module, whose
     names, or what of them stands before a dot, are in `common_parts`; context, invocation: as in `AdapterWeights`;
     check: refuses a config with AdapterInvalid before any weight is read; implied: the selected modules are changed
-    though the file may hold nothing of their own; dtypes: those that a file may hold, by safetensors' name.
+    though the file may hold nothing of their own; dtypes: those that a file may hold, by safetensors' name; knobs: what
+    a request may choose (`adapters_store.variants`), which forms and context find in `AdapterFile.variant`.
     served: whether forms of its own or a plain low-rank delta; note: what a reader should know, one sentence; source:
     paper or code.
     """
@@ -178,6 +182,7 @@ class Method:
     context: Callable[[AdapterFile], Context | None] = field(default=lambda _: None)
     invocation: Callable[[Any], tuple[int, ...]] = field(default=lambda _: ())
     check: Callable[[Any], None] = field(default=lambda _: None)
+    knobs: Callable[[AdapterFile], Knobs] = field(default=lambda _: NO_KNOBS)
     when: Callable[[Mapping[str, Any]], bool] = _always
     implied: bool = False
     dtypes: Mapping[str, torch.dtype] = field(default_factory=lambda: DTYPES)

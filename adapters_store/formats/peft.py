@@ -24,7 +24,9 @@ from adapters_store.formats.tensors import blocks, read, scan
 from adapters_store.forms import AdapterWeights, BaseSpec, Form, LowRank, ReplacedWeight
 from adapters_store.info import BaseCheck, Notice
 from adapters_store.limits import Limits
+from adapters_store.records import WHERE_ANY
 from adapters_store.safetensors_header import TensorEntry, raw_header, read_header
+from adapters_store.variants import Knobs
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -39,7 +41,11 @@ _COPY_TOLERANCE = 1e-2  # relative; bfloat16 keeps 8 bits
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What the file is. Equal files on an equal base give equal manifest fields; base: how it fits ours."""
+    """What the file is. Equal files on an equal base give equal manifest fields; base: how it fits ours.
+
+    knobs, virtual_tokens, invocation: as in `adapters_store.info.AdapterInfo`; in the manifest only where there are
+    any, so that those of the kinds without stay as they were.
+    """
 
     kind: str
     forms: tuple[str, ...]
@@ -48,9 +54,13 @@ class Imported:
     parameters: int
     warnings: tuple[dict[str, str], ...]
     base: BaseCheck
+    knobs: Knobs = field(default_factory=dict)
+    virtual_tokens: int = 0
+    invocation: tuple[int, ...] = ()
 
     def manifest_fields(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "base"}
+        told = {key: value for key, value in asdict(self).items() if key != "base"}
+        return {key: value for key, value in told.items() if value or key not in WHERE_ANY}
 
 
 def inspect(config: bytes, weights: Path, base: BaseSpec, limits: Limits) -> Imported:

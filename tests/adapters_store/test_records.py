@@ -34,6 +34,13 @@ def test_round_trip() -> None:
     assert (info.name, info.version, info.digest, info.rank) == ("x", 3, "d" * 64, RankRange(2, 4))
     assert info.warnings == (Notice("adapter_is_noop", "zero"),)
     assert info.created.endswith("+00:00")
+    assert (info.knobs, info.virtual_tokens, info.invocation) == ({}, 0, ())
+
+
+def test_what_few_adapters_have_is_told_too() -> None:
+    more = {"knobs": {"rank": {"max": 4}}, "virtual_tokens": 8, "invocation": [3, 1]}
+    info = records.decode("x", 3, records.encode(3, "upload", MANIFEST | more, "d" * 64)).info
+    assert (info.knobs, info.virtual_tokens, info.invocation) == ({"rank": {"max": 4}}, 8, (3, 1))
 
 
 def test_a_tombstone_has_no_content() -> None:

@@ -9,7 +9,14 @@ import torch
 
 from adapters_store.compression.jointly import JointRecipe, compress_jointly
 from adapters_store.compression.recipe import Recipe, compress
-from adapters_store.errors import AdapterConflict, AdapterCorrupt, AdapterInvalid, AdapterNotFound, PreconditionFailed
+from adapters_store.errors import (
+    AdapterConflict,
+    AdapterCorrupt,
+    AdapterInvalid,
+    AdapterNotFound,
+    KnobRefused,
+    PreconditionFailed,
+)
 from adapters_store.formats.forms_file import BASIS_FILE, FORMS_FILE
 from adapters_store.forms import LowRank, MadeForms, SharedBasis
 from adapters_store.info import AdapterInfo
@@ -156,3 +163,25 @@ def test_a_damaged_basis_is_damage_of_all_who_share_it(
     assert registry.verify() == {info.digest for info in stored}
     with pytest.raises(AdapterCorrupt):
         registry.load(stored[1].digest)
+
+
+def test_what_a_request_must_know_comes_with_the_reference(
+    registry: AdapterRegistry, objects: Objects, upload: Upload
+) -> None:
+    more = {"knobs": {"rank": {"max": 2}}, "virtual_tokens": 5, "invocation": [7, 3]}
+    modules = registry.load(upload("plain", 1)[0].digest).modules
+    info, _ = registry.add_forms("dial", modules, "made", {**TOLD, **more})
+    for each in (registry, restarted(objects)):
+        ref = each.resolve("dial")
+        assert (ref.knobs, ref.virtual_tokens, ref.invocation) == (more["knobs"], 5, (7, 3))
+        assert (info.knobs, info.virtual_tokens, info.invocation) == (more["knobs"], 5, (7, 3))
+        assert each.resolve("plain") == replace(each.resolve("plain"), knobs={}, virtual_tokens=0, invocation=())
+
+
+def test_a_kind_without_knobs_has_no_variants(registry: AdapterRegistry, upload: Upload) -> None:
+    first, _ = upload("legal", 1)
+    made, _ = add_int8(registry, first, "small")
+    for digest in (first.digest, made.digest):
+        assert registry.load(digest).digest == digest
+        with pytest.raises(KnobRefused, match="rank"):
+            registry.load(f"{digest}:rank=1")

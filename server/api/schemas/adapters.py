@@ -73,6 +73,10 @@ class Proof(FromStore):
 class AdapterInfo(FromStore):
     """One version of an adapter. `residency` (where it is nearest: device, host memory, disk), `progress` (while it is
     loading, the share of its bytes that this machine has) and `pinned` are this server's; the rest is the store's.
+
+    `knobs`: what a request may choose of it, `{"rank": {"max": 8}}`, `{"gate": {"default": 0.5}}` or `{"task":
+    {"count": 4}}`; `virtual_tokens`: how many it puts before the prompt; `invocation`: token ids from whose last
+    occurrence in the prompt on it acts.
     """
 
     name: str
@@ -91,6 +95,9 @@ class AdapterInfo(FromStore):
     compression: dict[str, Any] | None
     warnings: list[Notice]
     proof: Proof | None
+    knobs: dict[str, dict[str, float]]
+    virtual_tokens: int
+    invocation: list[int]
     residency: Residency = Residency.ABSENT
     progress: float | None = None
     pinned: bool = False
