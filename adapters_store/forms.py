@@ -235,7 +235,8 @@ class BaseSpec:
     (as in `named_modules()`) -> spec; head: name of the output head; tied: the head shares the embedding's weight;
     weight: reads a module's own weight in full precision, to compare with a copy of it inside an upload, or None;
     bias: its bias, likewise.
-    aliases: other names that mean the base, and no adapter; rounded: `weight` gives what 8-bit products use.
+    aliases: other names that mean the base, and no adapter; rounded: `weight` gives what 8-bit products use; norms:
+    full name -> size of the layer norms and RMS norms whose output adapters may scale.
     """
 
     id: str
@@ -247,6 +248,7 @@ class BaseSpec:
     aliases: tuple[str, ...] = ()
     rounded: bool = False
     bias: Callable[[str], torch.Tensor] | None = field(default=None, compare=False, repr=False)
+    norms: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:

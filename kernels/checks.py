@@ -2,16 +2,14 @@
 
 import torch
 
-from kernels.segments import FACTOR_TYPES, GATE_FIELDS, RECORD_FIELDS, Field, Segments
+from kernels.segments import FACTOR_TYPES, FORM_FIELDS, GATE_FIELDS, RECORD_FIELDS, Field, Segments
 
 
 def product(
     y: torch.Tensor, x: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments | None
 ) -> None:
     """Arguments of `lowrank` and `replace_weight`; without segments only what is known without waiting for a GPU."""
-    if y.dim() != 2 or x.dim() != 2 or y.shape[0] != x.shape[0]:
-        raise ValueError(f"y [T, out] and x [T, in] expected, got {list(y.shape)} and {list(x.shape)}")
-    _floating("x", x)
+    _rows(y, x)
     _step(y, pool, records, segments)
 
 
@@ -19,11 +17,33 @@ def embedding(
     y: torch.Tensor, ids: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments | None
 ) -> None:
     """Arguments of `lowrank_embedding`; segments as for `product`."""
-    if y.dim() != 2 or ids.dim() != 1 or y.shape[0] != ids.shape[0] or ids.dtype != torch.int64:
-        raise ValueError(
-            f"y [T, dim] and int64 ids [T] expected, got {list(y.shape)} and {ids.dtype} {list(ids.shape)}"
-        )
+    _ids(y, ids)
     _step(y, pool, records, segments)
+
+
+def form_product(y: torch.Tensor, x: torch.Tensor, pool: torch.Tensor, forms: torch.Tensor, segments: Segments) -> None:
+    """Arguments of `sparse_delta` and `dense_delta`."""
+    _rows(y, x)
+    form_rows(y, pool, forms, segments)
+
+
+def form_embedding(
+    y: torch.Tensor, ids: torch.Tensor, pool: torch.Tensor, forms: torch.Tensor, segments: Segments
+) -> None:
+    """Arguments of `sparse_embedding`."""
+    _ids(y, ids)
+    form_rows(y, pool, forms, segments)
+
+
+def form_rows(rows: torch.Tensor, pool: torch.Tensor, forms: torch.Tensor, segments: Segments) -> None:
+    """Arguments of `transform_input` and `scale_output`."""
+    _floating("rows", rows)
+    if rows.dim() != 2:
+        raise ValueError(f"rows [T, features] expected, got {list(rows.shape)}")
+    _pool(pool)
+    if forms.dtype != torch.int64 or forms.dim() != 2 or forms.shape[1] != FORM_FIELDS:
+        raise ValueError(f"forms: int64 [slots, {FORM_FIELDS}] expected, got {forms.dtype} {list(forms.shape)}")
+    _inside_step(rows, forms, segments)
 
 
 def float_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -133,24 +153,46 @@ def _alike(key_pool: torch.Tensor, value_pool: torch.Tensor) -> None:
 
 def _step(y: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, segments: Segments | None) -> None:
     _floating("y", y)
-    if pool.dtype != torch.uint8 or pool.dim() != 1:
-        raise ValueError(f"pool: uint8 [bytes] expected, got {pool.dtype} {list(pool.shape)}")
+    _pool(pool)
     if records.dtype != torch.int64 or records.dim() != 2 or records.shape[1] != RECORD_FIELDS:
         raise ValueError(f"records: int64 [slots, {RECORD_FIELDS}] expected, got {records.dtype} {list(records.shape)}")
     if segments is None:
         return
+    _inside_step(y, records, segments)
+    rank = records[segments.slot.long(), Field.RANK]
+    if rank.numel() and int(rank.min()) < 0:
+        raise ValueError(f"rank {int(rank.min())} is negative")
+    _inside("factor type", records[segments.slot.long(), Field.DTYPE], FACTOR_TYPES)
+
+
+def _rows(y: torch.Tensor, x: torch.Tensor) -> None:
+    if y.dim() != 2 or x.dim() != 2 or y.shape[0] != x.shape[0]:
+        raise ValueError(f"y [T, out] and x [T, in] expected, got {list(y.shape)} and {list(x.shape)}")
+    _floating("x", x)
+
+
+def _ids(y: torch.Tensor, ids: torch.Tensor) -> None:
+    if y.dim() != 2 or ids.dim() != 1 or y.shape[0] != ids.shape[0] or ids.dtype != torch.int64:
+        raise ValueError(
+            f"y [T, dim] and int64 ids [T] expected, got {list(y.shape)} and {ids.dtype} {list(ids.shape)}"
+        )
+
+
+def _pool(pool: torch.Tensor) -> None:
+    if pool.dtype != torch.uint8 or pool.dim() != 1:
+        raise ValueError(f"pool: uint8 [bytes] expected, got {pool.dtype} {list(pool.shape)}")
+
+
+def _inside_step(rows: torch.Tensor, table: torch.Tensor, segments: Segments) -> None:
+    """Whether segments fit the step's rows, and the table's slots."""
     if segments.start.shape != (len(segments) + 1,) or segments.token.shape != segments.weight.shape:
         raise ValueError(
             f"segments: {len(segments)} slots, {len(segments.start)} starts, {len(segments.token)} tokens, "
             f"{len(segments.weight)} weights do not fit"
         )
-    _inside("slot", segments.slot, len(records))
-    _inside("token", segments.token, len(y))
+    _inside("slot", segments.slot, len(table))
+    _inside("token", segments.token, len(rows))
     _inside("segment start", segments.start, len(segments.token) + 1)
-    rank = records[segments.slot.long(), Field.RANK]
-    if rank.numel() and int(rank.min()) < 0:
-        raise ValueError(f"rank {int(rank.min())} is negative")
-    _inside("factor type", records[segments.slot.long(), Field.DTYPE], FACTOR_TYPES)
 
 
 def _floating(name: str, tensor: torch.Tensor) -> None:

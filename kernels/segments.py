@@ -45,6 +45,33 @@ class GateField(IntEnum):
 GATE_FIELDS = len(GateField)
 
 
+class FormField(IntEnum):
+    """Columns of a form record (int64): what a module has besides its low-rank part. Offsets as in `Field`.
+
+    A record of zeros is one without any: every part has a count that is 0 where there is none.
+    """
+
+    SPARSE_START = 0  # where each row of S begins, int32 [rows + 1]
+    SPARSE_COLUMN = 1  # int32 [count], ascending within a row
+    SPARSE_VALUE = 2  # [count], always float32
+    SPARSE_ROWS = 3  # rows of S: out, or the vocabulary of an embedding; 0: no sparse delta here
+    SPARSE_COUNT = 4  # numbers in S
+    DENSE = 5  # D [out, in], or its signs: uint8 [out, ceil(in / 8)]
+    DENSE_SCALE = 6  # factor of each row of D [out], always float32
+    DENSE_DTYPE = 7  # an index of `FACTOR_DTYPES`, or ONE_BIT
+    DENSE_ROWS = 8  # out; 0: no dense delta here
+    TRANSFORM = 9  # blocks of R in order [in / size, size, size], always float32
+    TRANSFORM_SIZE = 10  # rows of a block, a divisor of in; 0: no transform here
+    SCALE = 11  # factor of each output [out], always float32; -1: ones
+    SCALE_BIAS = 12  # added to each output [out], always float32; -1: none
+    SCALE_PAIR = 13  # factor of each output's partner [out], always float32; -1: none
+    SCALE_STRIDE = 14  # distance of partners; 0: no scale here
+
+
+FORM_FIELDS = len(FormField)
+ONE_BIT = FACTOR_TYPES  # a dense delta's signs: bit j % 8 of byte j // 8 of a row is set for +1, else -1
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What the adapters of a server may be: facts of the server, not of a batch, so that a row's bits stay its own.

@@ -42,7 +42,7 @@ class Member:
 
 
 def compress_jointly(adapters: Sequence[AdapterWeights], recipe: JointRecipe) -> list[Member]:
-    """Every adapter's low-rank deltas in shared bases, in the adapters' order; biases and replaced weights stay.
+    """Every adapter's low-rank deltas in shared bases, in the adapters' order; biases and other forms stay.
 
     Raises AdapterInvalid `too_few_adapters` (fewer than clusters, or than two), `modules_differ`, and as `compress`
     `already_compressed` or `nothing_to_compress`. Holds all factors in float64 in memory.

@@ -58,7 +58,9 @@ class Compressed:
 
 
 def compress(weights: AdapterWeights, recipe: Recipe, embeddings: Set[str] = frozenset()) -> Compressed:
-    """Every low-rank delta compressed; biases and replaced weights stay as they are. embeddings: names of modules.
+    """Every low-rank delta compressed; biases and all other forms stay as they are. embeddings: names of modules.
+
+    Errors are those of the deltas as they are added, before whatever scales a module's output.
 
     Raises AdapterInvalid `already_compressed` (its error would be measured against what is no original) or
     `nothing_to_compress`, also where the ranks asked for cut nothing off. Takes about 1 ms per module of width 576 and
@@ -89,7 +91,7 @@ def compress(weights: AdapterWeights, recipe: Recipe, embeddings: Set[str] = fro
 
 
 def in_memory(weights: AdapterWeights, dtype: Dtype, embeddings: Set[str] = frozenset()) -> AdapterWeights:
-    """The same adapter with factors of `dtype`; what is compressed already, and what is no low-rank delta, stays."""
+    """The same adapter with factors of `dtype`; what is compressed already, and any other form, stays as it is."""
     if dtype == "native":
         return weights
     modules = {
@@ -106,7 +108,13 @@ def already_compressed() -> AdapterInvalid:
 
 
 def check_compressible(weights: AdapterWeights) -> None:
-    """Raises AdapterInvalid `already_compressed` or `nothing_to_compress` unless it has deltas, all as uploaded."""
+    """Raises AdapterInvalid `already_compressed` or `nothing_to_compress` unless it has deltas, all as uploaded.
+
+    And `feature_unsupported` for what a file of forms made here would lose: virtual tokens, an invocation.
+    """
+    if weights.context is not None or weights.invocation:
+        text = "An adapter with virtual tokens or an invocation cannot be compressed."
+        raise AdapterInvalid(text, code="feature_unsupported")
     found = [form for forms in weights.modules.values() for form in forms if isinstance(form, Delta)]
     if not all(_is_wide(form) for form in found):
         raise already_compressed()

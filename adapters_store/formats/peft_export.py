@@ -12,17 +12,26 @@ from typing import Any
 
 import torch
 
-from adapters_store.formats.forms_file import Modules
+from adapters_store.errors import AdapterInvalid
+from adapters_store.formats.forms_file import FORMS_FILE, Modules, named
 from adapters_store.formats.peft import CONFIG_FILE, WEIGHTS_FILE
 from adapters_store.forms import BaseSpec, Delta, Form, ModuleSpec, ReplacedWeight
 from adapters_store.safetensors_header import DTYPES
 
 _PREFIX = "base_model.model."
+_EXPORTED = ("low_rank", "shared_basis", "replaced_weight")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def export(filename: str, modules: Modules, base: BaseSpec) -> tuple[int, Iterator[bytes]]:
-    """Size and bytes of `adapter_config.json` or `adapter_model.safetensors`. Raises KeyError for another name."""
+    """Size and bytes of `adapter_config.json` or `adapter_model.safetensors`. Raises KeyError for another name.
+
+    Raises AdapterInvalid `feature_unsupported` for forms that a LoRA's files cannot hold.
+    """
+    others = [name for name in named(modules) if name not in _EXPORTED]
+    if others:
+        text = f"PEFT's files of a LoRA cannot hold {', '.join(others)}; download `{FORMS_FILE}`."
+        raise AdapterInvalid(text, code="feature_unsupported")
     makers = {CONFIG_FILE: _config, WEIGHTS_FILE: _weights}
     return makers[filename](modules, base)
 
@@ -81,7 +90,10 @@ def _weights(modules: Modules, base: BaseSpec) -> tuple[int, Iterator[bytes]]:
 def _parts(forms: tuple[Form, ...], spec: ModuleSpec, biased: bool) -> dict[str, torch.Tensor]:
     parts: dict[str, torch.Tensor] = {}
     for form in forms:
-        parts |= _whole(form) if isinstance(form, ReplacedWeight) else _factors(form, spec, biased)
+        if isinstance(form, ReplacedWeight):
+            parts |= _whole(form)
+        elif isinstance(form, Delta):  # as are all others (`export`)
+            parts |= _factors(form, spec, biased)
     return parts
 
 

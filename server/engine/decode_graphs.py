@@ -73,8 +73,8 @@ class DecodeGraphs:
         """
         size = self.size(len(step.tokens), step.entries)
         assert self._context.table is not None
-        if not self._usable or size is None or self._context.table.replaced(slots):
-            return None  # exchanged weights are rare, and would be a kind of graph of their own
+        if not self._usable or size is None or self._context.table.special(slots):
+            return None  # more than low-rank deltas is rare, and would be a kind of graph of its own
         if size not in self._inputs:
             self._inputs[size] = DecodeInputs(size, self._shape, self._base.device)
         self._inputs[size].fill(step)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from server.model.adapter_linear import AdapterLinear
+from server.model.adapter_linear import AdapterLinear, AdapterNorm
 from server.model.kv_cache import KVCache
 from server.model.step_context import AdapterTable, StepContext
 
@@ -67,8 +67,10 @@ def install(layers: Sequence[nn.Module], context: StepContext, codes: Sequence[L
 
 
 def modules_inside(layers: Sequence[nn.Module]) -> frozenset[int]:
-    """Indices of the adapter-aware linears inside the layers."""
-    return frozenset(module.index for layer in layers for module in adapter_linears(layer))
+    """Indices of the adapter-aware linears and norms inside the layers."""
+    linears = {module.index for layer in layers for module in adapter_linears(layer)}
+    forwards = (module.forward for layer in layers for module in layer.modules())
+    return frozenset(linears | {forward.index for forward in forwards if isinstance(forward, AdapterNorm)})
 
 
 def layer_tensors(

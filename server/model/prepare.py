@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from server.model.adapter_linear import AdapterEmbedding, AdapterLinear
+from server.model.adapter_linear import AdapterEmbedding, AdapterLinear, AdapterNorm
 from server.model.attention import NAME, register
 from server.model.base import BaseModel
 from server.model.float_linear import float_linear
@@ -24,7 +24,7 @@ def prepare_model(base: BaseModel, quantization: str = "none", cached: torch.dty
     the type that will serve (`cached`).
     """
     check_quantization(quantization, base.device)
-    context = StepContext(tuple(base.spec.modules), base.spec.head)
+    context = StepContext((*base.spec.modules, *base.spec.norms), base.spec.head)
     expected = plain_logits(base)
     _wrap(base, context)
     _replace_attention(base, context)
@@ -62,7 +62,11 @@ def forward(
 
 
 def _wrap(base: BaseModel, context: StepContext) -> None:
-    for name, index in context.module_index.items():
+    for name in base.spec.norms:
+        norm = base.model.get_submodule(name)
+        norm.forward = AdapterNorm(norm, context, context.module_index[name])
+    for name in base.spec.modules:
+        index = context.module_index[name]
         parent_name, _, child = name.rpartition(".")
         parent = base.model.get_submodule(parent_name)
         module = getattr(parent, child)

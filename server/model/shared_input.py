@@ -49,16 +49,13 @@ class SharedLinear(AdapterLinear):
         ahead = shared.take(self.index, x)
         if ahead is not None:
             return ahead
-        together = [member for member in shared.members if member.index in context.active]
+        together = [m for m in shared.members if m.index in context.active and m.index not in context.special]
         first = self is shared.members[0] and self in together and len(together) > 1
         if not first or context.segments is None or context.pool is None or context.table is None:
             return super().forward(x)
         ys: list[torch.Tensor] = [member.base(x) for member in together]
         records = [context.table.records[member.index] for member in together]
         flat_x, flat_ys = x.reshape(-1, x.shape[-1]), [y.view(-1, y.shape[-1]) for y in ys]
-        for member, flat_y, own in zip(together, flat_ys, records, strict=True):
-            if member.index in context.replaced:
-                dispatch.replace_weight(flat_y, flat_x, context.pool, own, context.segments)
         dispatch.lowrank_group(flat_ys, flat_x, context.pool, records, context.segments)
         shared.x, shared.ahead = x, {member.index: y for member, y in zip(together[1:], ys[1:], strict=True)}
         return ys[0]

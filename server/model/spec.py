@@ -1,6 +1,6 @@
 """Which modules of the base model an adapter may target."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -55,7 +55,20 @@ def base_spec(model: nn.Module, identity: str, fingerprint: str, aliases: tuple[
         lambda name: _weight(model.get_submodule(name)),
         aliases,
         bias=lambda name: _bias(model.get_submodule(name)),
+        norms=_norms(model),
     )
+
+
+def _norms(model: nn.Module) -> dict[str, int]:
+    """Norms over the model's whole width, by name: those over single heads do not see a token as a row."""
+    config: Any = model.config
+    width = int(config.get_text_config(decoder=True).hidden_size)
+    found = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if type(module).__name__.endswith("Norm") and isinstance(weight, torch.Tensor) and weight.shape == (width,):
+            found[name] = width
+    return found
 
 
 def _scales(embedding: nn.Module) -> bool:

@@ -1,11 +1,11 @@
 """What the adapter-aware modules and the attention of one model read during a step."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import torch
 
-from kernels.segments import RECORD_FIELDS, Field, Segments
+from kernels.segments import FORM_FIELDS, GATE_FIELDS, RECORD_FIELDS, Field, FormField, GateField, Segments
 from server.model.kv_cache import KVCache
 
 _EMPTY = tuple(0 if column in (Field.RANK, Field.DTYPE) else -1 for column in range(RECORD_FIELDS))
@@ -33,50 +33,108 @@ class CompiledStep:
     tensors: tuple[torch.Tensor, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Special:
+    """What a module needs besides a sum of low-rank deltas, for the adapters of a step: rare, and eager code only."""
+
+    replaced: bool = False
+    gated: bool = False
+    transformed: bool = False
+    sparse: bool = False
+    dense: bool = False
+    scaled: bool = False
+
+    def __or__(self, other: "Special") -> "Special":
+        return Special(*(one or more for one, more in zip(astuple(self), astuple(other), strict=True)))
+
+
+_PLAIN = Special()
+NO_RECORDS: Mapping[int, Sequence[int]] = {}
+
+
 class AdapterTable:
-    """Records of all resident adapters: `records`, int64 [modules, slots, RECORD_FIELDS], at a fixed address.
+    """Records of all resident adapters, at fixed addresses: `records`, int64 [modules, slots, RECORD_FIELDS], `gates`
+    and `forms`, the same of `GateField` and `FormField`.
 
     A module's index is its place in `module_names` (`StepContext.module_index` has the same order).
     """
 
     def __init__(self, module_names: Sequence[str], slots: int, device: torch.device | str = "cpu") -> None:
         self.module_names = tuple(module_names)
-        self.records = torch.tensor(_EMPTY, device=device).repeat(len(self.module_names), slots, 1)
+        count = len(self.module_names)
+        self.records = torch.tensor(_EMPTY, device=device).repeat(count, slots, 1)
+        # Zeros are records of nothing, and take no memory of a CPU until an adapter has such a part.
+        self.gates = torch.zeros(count, slots, GATE_FIELDS, dtype=torch.int64, device=device)
+        self.forms = torch.zeros(count, slots, FORM_FIELDS, dtype=torch.int64, device=device)
         self._touched: list[set[int]] = [set() for _ in range(slots)]
-        self._replaced: list[set[int]] = [set() for _ in range(slots)]
+        self._special: list[dict[int, Special]] = [{} for _ in range(slots)]
 
     def set(self, slot: int, module_index: int, record: Sequence[int]) -> None:
         """Write one module's record (in the order of `Field`) of the adapter in this slot."""
         self.records[module_index, slot] = torch.tensor(record, device=self.records.device)
         self._note(slot, module_index, record)
 
-    def write(self, slot: int, records: Mapping[int, Sequence[int]]) -> None:
-        """Put an adapter in this slot, by module index; the former one is gone. One copy, which does not wait."""
-        host = torch.tensor(_EMPTY).repeat(len(self.module_names), 1)
+    def write(
+        self,
+        slot: int,
+        records: Mapping[int, Sequence[int]],
+        gates: Mapping[int, Sequence[int]] = NO_RECORDS,
+        forms: Mapping[int, Sequence[int]] = NO_RECORDS,
+    ) -> None:
+        """Put an adapter in this slot, by module index; the former one is gone. Copies that do not wait."""
+        before = self._special[slot]
         self._touched[slot].clear()
-        self._replaced[slot].clear()
+        self._special[slot] = {}
         for module_index, record in records.items():
-            host[module_index] = torch.tensor(record)
             self._note(slot, module_index, record)
-        self.records[:, slot].copy_(host.pin_memory() if self.records.is_cuda else host, non_blocking=True)
+        for module_index, gate in gates.items():
+            self._add(slot, module_index, Special(gated=gate[GateField.ROWS] > 0))
+        for module_index, form in forms.items():
+            self._add(slot, module_index, _special(form))
+        self._copy(self.records, slot, records, _EMPTY)
+        if before or self._special[slot]:
+            self._copy(self.gates, slot, gates, (0,) * GATE_FIELDS)
+            self._copy(self.forms, slot, forms, (0,) * FORM_FIELDS)
 
     def clear(self, slot: int) -> None:
         """Forget the adapter in this slot."""
         self.write(slot, {})
 
+    def touched(self, slots: Iterable[int]) -> frozenset[int]:
+        """Modules to which an adapter in one of these slots adds a low-rank delta or a bias."""
+        return frozenset().union(*(self._touched[slot] for slot in slots))
+
+    def special(self, slots: Iterable[int]) -> dict[int, Special]:
+        """Modules for which adapters in these slots have more than that, and what."""
+        found: dict[int, Special] = {}
+        for slot in slots:
+            for module_index, special in self._special[slot].items():
+                found[module_index] = found.get(module_index, _PLAIN) | special
+        return found
+
     def _note(self, slot: int, module_index: int, record: Sequence[int]) -> None:
         if record[Field.RANK] > 0 or record[Field.BIAS] >= 0:
             self._touched[slot].add(module_index)
-        if record[Field.WEIGHT] >= 0:
-            self._replaced[slot].add(module_index)
+        self._add(slot, module_index, Special(replaced=record[Field.WEIGHT] >= 0))
 
-    def touched(self, slots: Iterable[int]) -> frozenset[int]:
-        """Modules to which an adapter in one of these slots adds something."""
-        return frozenset().union(*(self._touched[slot] for slot in slots))
+    def _add(self, slot: int, module_index: int, special: Special) -> None:
+        if special != _PLAIN:
+            self._special[slot][module_index] = self._special[slot].get(module_index, _PLAIN) | special
 
-    def replaced(self, slots: Iterable[int]) -> frozenset[int]:
-        """Modules whose weight an adapter in one of these slots exchanges."""
-        return frozenset().union(*(self._replaced[slot] for slot in slots))
+    def _copy(self, table: torch.Tensor, slot: int, rows: Mapping[int, Sequence[int]], empty: tuple[int, ...]) -> None:
+        host = torch.tensor(empty).repeat(len(table), 1)
+        for module_index, row in rows.items():
+            host[module_index] = torch.tensor(row)
+        table[:, slot].copy_(host.pin_memory() if table.is_cuda else host, non_blocking=True)
+
+
+def _special(form: Sequence[int]) -> Special:
+    return Special(
+        transformed=form[FormField.TRANSFORM_SIZE] > 0,
+        sparse=form[FormField.SPARSE_ROWS] > 0,
+        dense=form[FormField.DENSE_ROWS] > 0,
+        scaled=form[FormField.SCALE_STRIDE] > 0,
+    )
 
 
 @dataclass(slots=True)
@@ -94,10 +152,12 @@ class StepContext:
     attention: AttentionMetadata | None = None
     segments: Segments | None = None  # rows of the flat batch; None: every row is base traffic
     head_segments: Segments | None = None  # rows that are kept for logits
-    active: frozenset[int] = frozenset()  # modules that an adapter of this step adds to
-    replaced: frozenset[int] = frozenset()  # modules that an adapter of this step exchanges
+    active: frozenset[int] = frozenset()  # modules that an adapter of this step adds low-rank deltas to
+    special: Mapping[int, Special] = field(default_factory=dict)  # modules that need more than that, and what
 
-    compiled: frozenset[int] | None = None  # modules inside compiled layers; None: the layers are not compiled (yet)
+    compiled: frozenset[int] | None = (
+        None  # modules and norms inside compiled layers; None: the layers are not compiled (yet)
+    )
     compiled_step: CompiledStep | None = None  # None: the step runs eagerly
 
     observed: dict[int, int | None] | None = None  # while verifying: window of each layer seen (`server.model.verify`)
@@ -118,9 +178,9 @@ class StepContext:
         self.head_segments = head_segments
         if segments is not None and self.table is not None:
             slots = tuple(slots)
-            self.active, self.replaced = self.table.touched(slots), self.table.replaced(slots)
+            self.active, self.special = self.table.touched(slots), self.table.special(slots)
         else:
-            self.active = self.replaced = frozenset()
+            self.active, self.special = frozenset(), {}
         self.compiled_step = self._compiled_step()
 
     def tensors(self, *, with_adapters: bool) -> tuple[torch.Tensor, ...]:
@@ -137,7 +197,7 @@ class StepContext:
 
     def _compiled_step(self) -> CompiledStep | None:
         modules = self.compiled  # another thread may set it meanwhile
-        if modules is None or self.replaced & modules:  # only the eager code exchanges weights inside the layers
+        if modules is None or not modules.isdisjoint(self.special):  # only the eager code knows special modules
             return None
         with_adapters = bool(self.active & modules)
         return CompiledStep(with_adapters, self.tensors(with_adapters=with_adapters))

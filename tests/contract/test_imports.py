@@ -12,6 +12,7 @@ from tests.contract.sources import PACKAGES, ROOT, Source, imports, imports_of, 
 
 WEB = ("fastapi", "starlette", "uvicorn")
 TENSORS = ("torch", "transformers")
+DOOR = ("kernels.dispatch", "kernels.dispatch_forms")
 TORCH_FREE = (
     "server.engine.request",
     "server.engine.status",
@@ -43,7 +44,7 @@ class Rule:
 RULES = (
     Rule(("kernels",), ours=("kernels",), never=(*WEB, "transformers")),
     Rule(("adapters_store",), ours=("adapters_store", "kernels.reference", "kernels.segments"), never=WEB),
-    Rule(("server",), ours=("server", "adapters_store", "kernels.dispatch", "kernels.segments", "kernels.reference")),
+    Rule(("server",), ours=("server", "adapters_store", *DOOR, "kernels.segments", "kernels.reference")),
     Rule(
         ("server.api",),
         ours=(

@@ -8,8 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters_store.compression import int4
-from adapters_store.forms import AdapterWeights, Form, LowRank, ReplacedWeight, SharedBasis
-from kernels.segments import ALIGNMENT, FACTOR_DTYPES, INT4, Field
+from adapters_store.errors import AdapterInvalid
+from adapters_store.forms import (
+    AdapterWeights,
+    Dense,
+    Form,
+    GatedLowRank,
+    InputTransform,
+    LowRank,
+    OutputScale,
+    ReplacedWeight,
+    SharedBasis,
+    SignRows,
+    Sparse,
+)
+from kernels.segments import ALIGNMENT, FACTOR_DTYPES, INT4, ONE_BIT, Field, FormField, GateField
 from server.engine.adapter_pool import Placement
 from server.engine.adapter_storage import AdapterStorage
 from server.engine.packing import SPAN, PackedAdapter, pack
@@ -25,9 +38,12 @@ def packed(
     return pack(AdapterWeights("x", forms), frozenset(embeddings), page_bytes)
 
 
-def piece(adapter: PackedAdapter, name: str, column: Field, dtype: torch.dtype, count: int) -> list[float]:
+def piece(
+    adapter: PackedAdapter, name: str, column: Field | GateField | FormField, dtype: torch.dtype, count: int
+) -> list[float]:
     """The first `count` numbers of what a record points at."""
-    number, start = divmod(adapter.records[name][column], SPAN)
+    tables = {Field: adapter.records, GateField: adapter.gates, FormField: adapter.forms}
+    number, start = divmod(tables[type(column)][name][column], SPAN)
     assert start % ALIGNMENT == 0
     block = adapter.blocks[number]
     values: list[float] = block[start : start + count * dtype.itemsize].view(dtype).tolist()
@@ -91,6 +107,73 @@ class TestForms:
         assert piece(adapter, "m", Field.WEIGHT, dtype, 12) == weight.flatten().tolist()
 
 
+class TestOtherForms:
+    def test_a_gate_lies_beside_its_low_rank_part(self) -> None:
+        part = lowrank(4, 3, 5)
+        router, bias = torch.randn(2, 3).bfloat16(), torch.randn(4)
+        adapter = packed({"m": GatedLowRank(part.a, part.b, part.d, router, bias, 3), "n": part})
+        assert adapter.records["m"][Field.RANK] == 4
+        assert piece(adapter, "m", Field.A, torch.float32, 12) == part.a.flatten().tolist()
+        assert list(adapter.gates) == ["m"]
+        facts = {GateField.ROWS: 2, GateField.DTYPE: 1, GateField.RANK: 4, GateField.ACTIVE: 3}
+        assert {column: adapter.gates["m"][column] for column in facts} == facts
+        assert piece(adapter, "m", GateField.ROUTER, torch.bfloat16, 6) == router.flatten().tolist()
+        assert piece(adapter, "m", GateField.BIAS, torch.float32, 4) == bias.tolist()
+        assert packed({"m": GatedLowRank(part.a, part.b, part.d, router, None, 3)}).gates["m"][GateField.BIAS] == -1
+
+    def test_all_forms_of_a_module_lie_in_one_record(self) -> None:
+        start, column = torch.tensor([0, 1, 1, 3], dtype=torch.int32), torch.tensor([2, 0, 4], dtype=torch.int32)
+        value, weight, scale = torch.randn(3), torch.randint(-9, 9, (3, 5), dtype=torch.int8), torch.randn(3)
+        blocks = torch.randn(1, 5, 5)
+        forms = (Sparse(start, column, value), Dense(weight, scale), InputTransform(blocks), OutputScale(scale))
+        adapter = packed({"m": forms, "n": lowrank(1, 2, 2)})
+        assert list(adapter.forms) == ["m"]
+        assert list(adapter.records) == ["n"]
+        record = adapter.forms["m"]
+        facts = {FormField.SPARSE_ROWS: 3, FormField.SPARSE_COUNT: 3, FormField.DENSE_DTYPE: 3, FormField.DENSE_ROWS: 3}
+        facts |= {FormField.TRANSFORM_SIZE: 5, FormField.SCALE_STRIDE: 1}
+        facts |= {FormField.SCALE_BIAS: -1, FormField.SCALE_PAIR: -1}
+        assert {column: record[column] for column in facts} == facts
+        for at, tensor in (
+            (FormField.SPARSE_START, start),
+            (FormField.SPARSE_COLUMN, column),
+            (FormField.SPARSE_VALUE, value),
+            (FormField.DENSE, weight),
+            (FormField.DENSE_SCALE, scale),
+            (FormField.TRANSFORM, blocks),
+            (FormField.SCALE, scale),
+        ):
+            assert piece(adapter, "m", at, tensor.dtype, tensor.numel()) == tensor.flatten().tolist()
+
+    def test_signs_take_a_bit_each(self) -> None:
+        bits = torch.randint(0, 256, (3, 2), dtype=torch.uint8)
+        adapter = packed({"m": Dense(SignRows(bits, 11), torch.ones(3))})
+        assert adapter.forms["m"][FormField.DENSE_DTYPE] == ONE_BIT
+        assert adapter.forms["m"][FormField.DENSE_ROWS] == 3
+        assert piece(adapter, "m", FormField.DENSE, torch.uint8, 6) == bits.flatten().tolist()
+
+    def test_pairs_keep_their_stride(self) -> None:
+        bias, pair = torch.randn(8), torch.randn(8)
+        adapter = packed({"m": OutputScale(bias=bias, pair=pair, stride=4)})
+        record = adapter.forms["m"]
+        assert (record[FormField.SCALE], record[FormField.SCALE_STRIDE]) == (-1, 4)
+        assert piece(adapter, "m", FormField.SCALE_BIAS, torch.float32, 8) == bias.tolist()
+        assert piece(adapter, "m", FormField.SCALE_PAIR, torch.float32, 8) == pair.tolist()
+
+    def test_a_sparse_delta_of_no_numbers_takes_no_place(self) -> None:
+        empty = torch.zeros(0)
+        form = Sparse(torch.zeros(4, dtype=torch.int32), empty.int(), empty)
+        assert packed({"m": form}).forms == {}
+
+    def test_what_has_no_room_in_the_records_is_refused(self) -> None:
+        part = lowrank(4, 3, 5)
+        gated = GatedLowRank(part.a, part.b, part.d, torch.randn(2, 3), None, 3)
+        for forms in ((part, gated), (OutputScale(), OutputScale()), (part, ReplacedWeight(torch.randn(5, 3).half()))):
+            with pytest.raises(AdapterInvalid) as caught:
+                packed({"m": forms})
+            assert caught.value.code == "feature_unsupported"
+
+
 class TestBlocks:
     def test_small_pieces_share_a_block_of_at_most_a_page(self) -> None:
         adapter = packed({f"m{index}": lowrank(2, 16, 16) for index in range(10)}, 1024)
@@ -146,6 +229,26 @@ class TestStorage:
             assert 1024 <= start < 1536
             assert buffer[start : start + 4 * len(expected)].view(torch.float32).tolist() == expected
         assert table.touched([0]) == frozenset()
+
+    def test_offsets_of_all_tables_are_those_of_the_buffer(self) -> None:
+        table = AdapterTable(["m", "n"], slots=2)
+        buffer = torch.zeros(4096, dtype=torch.uint8)
+        storage = AdapterStorage(buffer, table)
+        part, router, scale = lowrank(2, 3, 4), torch.randn(1, 3), torch.randn(4)
+        gated = GatedLowRank(part.a, part.b, part.d, router, None, 1)
+        adapter = packed({"m": gated, "n": OutputScale(scale)})
+        offsets = tuple(1024 + PAGE * index for index in range(len(adapter.sizes)))
+        storage.write(Placement(1, offsets, (2,)), adapter)
+        for table_of, column, tensor in (
+            (table.records[0], Field.A, part.a),
+            (table.gates[0], GateField.ROUTER, router),
+            (table.forms[1], FormField.SCALE, scale),
+        ):
+            start = int(table_of[1, column])
+            found = buffer[start : start + tensor.nbytes].view(torch.float32)
+            assert start >= 1024
+            assert torch.equal(found, tensor.flatten())
+        assert table.special([1]).keys() == {0, 1}
 
     def test_a_shared_part_is_written_only_where_it_is_fresh(self) -> None:
         table = AdapterTable(["m"], slots=2)

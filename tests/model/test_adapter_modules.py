@@ -25,7 +25,7 @@ LENGTHS = [21, 14, 1, 18, 5]
 def paired(architecture: str, targets: list[str] | None = None) -> tuple[BaseModel, StepContext, Any]:
     """A prepared model and the PEFT model with the same adapters on `targets` (default: every target module)."""
     base, context = prepared(architecture)
-    names = list(context.module_names) if targets is None else targets
+    names = list(base.spec.modules) if targets is None else targets
     oracle = peft_model(tiny_model(architecture), names, RANKS)
     lay_out(oracle, context, SLOTS)
     return base, context, oracle

@@ -83,7 +83,7 @@ def test_every_linear_is_rounded_and_still_tells_its_weight(architecture: str) -
 def test_adapters_beside_it_are_exact(architecture: str) -> None:
     """Each module alone: what an adapter adds is the same as beside the unrounded base."""
     base, context = quantised(architecture)
-    oracle = peft_model(tiny_model(architecture), list(context.module_names), RANKS)
+    oracle = peft_model(tiny_model(architecture), list(base.spec.modules), RANKS)
     lay_out(oracle, context, SLOTS)
     wide = [name for name in linears(base) if name != base.spec.head]
     requests = random_requests([3], VOCABULARY, seed=1, slots=[SLOTS["wide"]])
@@ -104,7 +104,7 @@ def test_adapters_beside_it_are_exact(architecture: str) -> None:
 def test_batched_equals_alone(architecture: str) -> None:
     """Rows of one step, with and without adapters, against the same rows in another order and in other chunks."""
     base, context = quantised(architecture)
-    lay_out(peft_model(tiny_model(architecture), list(context.module_names), RANKS), context, SLOTS)
+    lay_out(peft_model(tiny_model(architecture), list(base.spec.modules), RANKS), context, SLOTS)
     slots = [SLOTS["wide"], None, SLOTS["narrow"], SLOTS["wide"], None]
     together = run(base, context, random_requests(LENGTHS, VOCABULARY, seed=1, slots=slots), seed=2)
     for request, found in zip(random_requests(LENGTHS, VOCABULARY, seed=1, slots=slots), together, strict=True):

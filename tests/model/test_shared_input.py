@@ -58,10 +58,10 @@ def test_siblings_are_found() -> None:
 @pytest.mark.parametrize("architecture", TINY_ARCHITECTURES)
 def test_bits_are_those_of_one_by_one(architecture: str, groups: list[int]) -> None:
     plain, own = prepared(architecture)
-    expected = adapted(plain, own, list(own.module_names))
+    expected = adapted(plain, own, list(plain.spec.modules))
     assert groups == []
     base, context, found = shared(architecture)
-    for logits, wanted in zip(adapted(base, context, list(context.module_names)), expected, strict=True):
+    for logits, wanted in zip(adapted(base, context, list(base.spec.modules)), expected, strict=True):
         assert torch.equal(logits, wanted)
     assert set(groups) == {len(names) for names in found}
     for module in base.model.modules():
@@ -82,7 +82,7 @@ def test_only_those_with_adapters_are_computed_together(groups: list[int]) -> No
 
 def test_another_tensor_is_not_mistaken_for_the_one_computed_ahead() -> None:
     base, context, _ = shared("llama")
-    adapted(base, context, list(context.module_names))
+    adapted(base, context, list(base.spec.modules))
     attention = base.model.model.layers[0].self_attn
     requests = random_requests([5], VOCABULARY, seed=3, slots=[2])
     step(base, context, requests, [5])

@@ -2,8 +2,8 @@
 
 import torch
 
-from kernels.segments import RECORD_FIELDS, Field, Segments
-from server.model.step_context import AdapterTable, AttentionMetadata, StepContext
+from kernels.segments import FORM_FIELDS, GATE_FIELDS, RECORD_FIELDS, Field, FormField, GateField, Segments
+from server.model.step_context import AdapterTable, AttentionMetadata, Special, StepContext
 
 NAMES = ("embed", "layers.0.q", "head")
 ATTENTION = AttentionMetadata(*(torch.zeros(1, dtype=torch.int32) for _ in range(4)))
@@ -28,7 +28,10 @@ def test_an_empty_table_holds_no_adapter() -> None:
     assert table.records.shape == (3, 4, RECORD_FIELDS)
     assert table.records.dtype == torch.int64
     assert table.records[2, 3].tolist() == record()
-    assert table.touched(range(4)) == table.replaced(range(4)) == frozenset()
+    assert table.touched(range(4)) == frozenset()
+    assert table.special(range(4)) == {}
+    assert not table.gates.any()
+    assert not table.forms.any()
 
 
 def test_set_and_clear_one_slot() -> None:
@@ -39,13 +42,13 @@ def test_set_and_clear_one_slot() -> None:
     table.set(2, 1, record(BIAS=512))
     assert table.records[0, 1].tolist() == record(RANK=8, A=0, B=64, D=128)
     assert sorted(table.touched([1])) == [0]
-    assert sorted(table.replaced([1])) == [2]
+    assert table.special([1]) == {2: Special(replaced=True)}
     assert sorted(table.touched([1, 2])) == [0, 1]
-    assert not table.replaced([0, 2])
+    assert not table.special([0, 2])
     table.clear(1)
     assert table.records[:, 1].tolist() == [record()] * 3
     assert sorted(table.touched([1, 2])) == [1]
-    assert not table.replaced([1, 2])
+    assert not table.special([1, 2])
     assert table.records.data_ptr() == address
 
 
@@ -57,7 +60,7 @@ def test_an_adapter_is_written_whole_over_the_one_before() -> None:
     table.write(0, {1: record(RANK=2, A=32)})
     assert table.records[:, 0].tolist() == [record(), record(RANK=2, A=32), record()]
     assert table.records[:, 1].tolist() == [record(), record(BIAS=0), record()]
-    assert (sorted(table.touched([0])), sorted(table.replaced([0]))) == ([1], [])
+    assert (sorted(table.touched([0])), table.special([0])) == ([1], {})
     assert table.records.data_ptr() == address
 
 
@@ -74,10 +77,10 @@ def test_begin_collects_what_the_step_touches() -> None:
     context.table.set(1, 2, record(RANK=4, WEIGHT=64))
     assert context.module_index == {"embed": 0, "layers.0.q": 1, "head": 2}
     context.begin(ATTENTION, SEGMENTS, SEGMENTS, (slot for slot in [1]))
-    assert sorted(context.active) == sorted(context.replaced) == [2]
+    assert sorted(context.active) == sorted(context.special) == [2]
     context.begin(ATTENTION, SEGMENTS, None, [0, 1])
     assert sorted(context.active) == [1, 2]
-    assert sorted(context.replaced) == [2]
+    assert context.special == {2: Special(replaced=True)}
 
 
 def test_a_base_step_forgets_the_adapters_of_the_step_before() -> None:
@@ -88,4 +91,53 @@ def test_a_base_step_forgets_the_adapters_of_the_step_before() -> None:
     context.begin(ATTENTION)
     assert context.segments is None
     assert context.head_segments is None
-    assert context.active == context.replaced == frozenset()
+    assert (context.active, context.special) == (frozenset(), {})
+
+
+def form(**fields: int) -> list[int]:
+    values = [0] * FORM_FIELDS
+    for name, value in fields.items():
+        values[FormField[name]] = value
+    return values
+
+
+GATE = [0] * GATE_FIELDS
+GATE[GateField.ROWS] = 2
+
+
+def test_what_a_module_needs_is_that_of_all_adapters_of_the_step() -> None:
+    table = AdapterTable(NAMES, 3)
+    addresses = [tensor.data_ptr() for tensor in (table.records, table.gates, table.forms)]
+    table.write(0, {1: record(RANK=2)}, {1: GATE}, {2: form(SPARSE_ROWS=4, SCALE_STRIDE=1)})
+    table.write(1, {2: record(WEIGHT=64)}, {}, {2: form(DENSE_ROWS=4), 0: form(TRANSFORM_SIZE=4)})
+    table.write(2, {1: record(RANK=2)})
+    assert table.special([2]) == {}
+    assert table.special([0, 2]) == {1: Special(gated=True), 2: Special(sparse=True, scaled=True)}
+    every = Special(replaced=True, sparse=True, dense=True, scaled=True)
+    assert table.special([0, 1]) == {1: Special(gated=True), 2: every, 0: Special(transformed=True)}
+    assert table.gates[:, 0].tolist() == [[0] * GATE_FIELDS, GATE, [0] * GATE_FIELDS]
+    assert table.forms[2, 1].tolist() == form(DENSE_ROWS=4)
+    table.write(0, {1: record(RANK=2)})
+    assert table.special([0]) == {}
+    assert not table.gates[:, 0].any()
+    assert not table.forms[:, 0].any()
+    assert table.forms[2, 1].tolist() == form(DENSE_ROWS=4)
+    assert addresses == [tensor.data_ptr() for tensor in (table.records, table.gates, table.forms)]
+
+
+def test_only_a_step_with_special_modules_inside_the_layers_leaves_the_compiled_code() -> None:
+    context = StepContext(NAMES, "head")
+    context.table, context.pool = AdapterTable(NAMES, 3), torch.zeros(64, dtype=torch.uint8)
+    context.compiled = frozenset({1})
+    context.table.write(0, {1: record(RANK=2)})
+    context.table.write(1, {}, {}, {1: form(SCALE_STRIDE=1)})
+    context.table.write(2, {}, {}, {2: form(SCALE_STRIDE=1)})
+    steps = {}
+    for slot in range(3):
+        context.begin(ATTENTION, SEGMENTS, SEGMENTS, [slot])
+        steps[slot] = context.compiled_step
+    assert steps[0] is not None
+    assert steps[0].with_adapters
+    assert steps[1] is None
+    assert steps[2] is not None, "the head is no part of a layer"
+    assert not steps[2].with_adapters

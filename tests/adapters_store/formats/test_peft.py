@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from adapters_store.errors import AdapterInvalid
 from adapters_store.formats import peft, peft_plan
-from adapters_store.forms import AdapterWeights, BaseSpec, LowRank, ReplacedWeight
+from adapters_store.forms import AdapterWeights, BaseSpec, Delta, LowRank, ReplacedWeight
 from adapters_store.limits import Limits
 from tests.adapters_store.support import spec_of
 from tests.support.models import VOCABULARY, tiny_model
@@ -106,6 +106,7 @@ def served(base: Any, weights: AdapterWeights, ids: torch.Tensor) -> torch.Tenso
     model = copy.deepcopy(base)
     for name, forms in weights.modules.items():
         for form in forms:
+            assert isinstance(form, Delta | ReplacedWeight)
             whole = form if isinstance(form, ReplacedWeight) else form.widened()
             model.get_submodule(name).register_forward_hook(_hook(whole))
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from adapters_store.compression.recipe import Recipe, compress
 from adapters_store.formats import peft, peft_export
-from adapters_store.forms import Form, LowRank, ModuleSpec, ReplacedWeight, SharedBasis
+from adapters_store.forms import Delta, Form, LowRank, ModuleSpec, ReplacedWeight, SharedBasis
 from adapters_store.limits import HeaderLimits
 from adapters_store.safetensors_header import read_header
 from tests.adapters_store.formats.test_peft import CASES, dense, imported, served, trained
@@ -66,8 +66,10 @@ def test_round_trip(tmp_path: Path, case: str, recipe: Recipe) -> None:
     for name, forms in made.items():
         for form, again in zip(forms, back.modules[name], strict=True):
             if isinstance(form, ReplacedWeight):
-                assert torch.equal(form.weight, again.weight)  # type: ignore[union-attr]
+                assert isinstance(again, ReplacedWeight)
+                assert torch.equal(form.weight, again.weight)
                 continue
+            assert isinstance(form, Delta)
             assert isinstance(again, LowRank)
             torch.testing.assert_close(dense(again), dense(form.widened()), rtol=1e-5, atol=1e-6)
             bias = torch.zeros(len(form.widened().b)) if form.bias is None else form.bias
