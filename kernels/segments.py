@@ -48,7 +48,7 @@ GATE_FIELDS = len(GateField)
 class FormField(IntEnum):
     """Columns of a form record (int64): what a module has besides its low-rank part. Offsets as in `Field`.
 
-    A record of zeros is one without any: every part has a count that is 0 where there is none.
+    Every part has a count that is 0 where there is none, so a record of zeros is one without any.
     """
 
     SPARSE_START = 0  # where each row of S begins, int32 [rows + 1]

@@ -27,7 +27,6 @@ from adapters_store.forms import (
 from kernels.segments import (
     ALIGNMENT,
     FACTOR_DTYPES,
-    FORM_FIELDS,
     GATE_FIELDS,
     INT4,
     ONE_BIT,
@@ -199,7 +198,8 @@ class _Tables:
         return self.records.setdefault(name, empty)
 
     def form(self, name: str) -> list[Entry]:
-        return self.forms.setdefault(name, [0] * FORM_FIELDS)
+        """The same of form records."""
+        return self.forms.setdefault(name, [-1 if column in FORM_OFFSETS else 0 for column in FormField])
 
 
 def _add(form: Form, name: str, tables: _Tables, own: _Part, basis: _Part, is_embedding: bool) -> None:
