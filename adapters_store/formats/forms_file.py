@@ -7,9 +7,9 @@ basis: `core` float32 [r] or [r, r] and `bias`; its `u` [out, r] and `v` [r, in]
 the same for all adapters of the basis, and so is stored once.
 
 Of a gated delta besides those of a low-rank one: `router` [rows, in], `router_bias` float32 [r], `active` int64 [1]. Of
-a sparse delta: `sparse_start`, `sparse_column` int32, `sparse_value` float32. Of a dense one: `dense` [out, in] or
+a sparse delta: `sparse_start` int32, and unless it is empty `sparse_column` int32 and `sparse_value` float32. Of a dense one: `dense` [out, in] or
 `dense_signs` uint8 [out, ceil(in / 8)], and `dense_scale` float32 [out]. Of an input's transform: `blocks` float32
-[in / size, size, size]. Of an output's scale: `stride` int64 [1], and `scale`, `scale_bias`, `pair` float32 [out].
+[in, size], one block below the other. Of an output's scale: `stride` int64 [1], and `scale`, `scale_bias`, `pair` float32 [out].
 """
 
 from collections import defaultdict
@@ -142,12 +142,12 @@ def _parts(form: Form) -> dict[str, torch.Tensor]:
             whole = {"dense_signs": weight.bits} if isinstance(weight, SignRows) else {"dense": weight}
             found = {**whole, "dense_scale": scale}
         case InputTransform(blocks):
-            found = {"blocks": blocks}
+            found = {"blocks": blocks.flatten(0, 1)}
         case OutputScale(scale, bias, pair, stride):
             found = {"scale": scale, "scale_bias": bias, "pair": pair, "stride": torch.tensor([stride])}
         case ReplacedWeight():
             found = {"weight": form.weight, "weight_bias": form.bias}
-    return {part: tensor for part, tensor in found.items() if tensor is not None}
+    return {part: tensor for part, tensor in found.items() if tensor is not None and tensor.numel()}
 
 
 def _forms(name: str, parts: dict[str, torch.Tensor], base: BaseSpec) -> tuple[Form, ...]:
@@ -187,12 +187,14 @@ def _others(parts: dict[str, torch.Tensor], spec: ModuleSpec) -> list[Form]:
     forms: list[Form] = []
     if "weight" in parts:
         forms.append(ReplacedWeight(parts["weight"], parts.get("weight_bias")))
-    if parts.keys() >= {"sparse_start", "sparse_column", "sparse_value"}:
-        forms.append(Sparse(parts["sparse_start"], parts["sparse_column"], parts["sparse_value"]))
+    if "sparse_start" in parts:
+        column = parts.get("sparse_column", torch.zeros(0, dtype=torch.int32))
+        forms.append(Sparse(parts["sparse_start"], column, parts.get("sparse_value", torch.zeros(0))))
     if parts.keys() >= {"dense", "dense_scale"}:
         forms.append(Dense(parts["dense"], parts["dense_scale"]))
     if parts.keys() >= {"dense_signs", "dense_scale"}:
         forms.append(Dense(SignRows(parts["dense_signs"], spec.in_features), parts["dense_scale"]))
-    if "blocks" in parts:
-        forms.append(InputTransform(parts["blocks"]))
+    if "blocks" in parts and len(parts["blocks"]) % parts["blocks"].shape[-1] == 0:
+        size = parts["blocks"].shape[-1]
+        forms.append(InputTransform(parts["blocks"].view(-1, size, size)))
     return forms

@@ -61,7 +61,7 @@ def forms() -> dict[str, tuple[Form, ...]]:
 
 
 def sparse(rows: int, columns: int) -> Sparse:
-    numbers = torch.randn(rows, columns) * (torch.rand(rows, columns) < 0.1)
+    numbers = torch.randn(rows, columns) * (torch.rand(rows, columns) < 0.4)
     found = numbers != 0
     start = torch.cat([torch.zeros(1), found.sum(dim=1).cumsum(0)]).int()
     return Sparse(start, found.nonzero()[:, 1].int(), numbers[found])
@@ -107,6 +107,15 @@ def test_nothing_is_lost(made: dict[str, tuple[Form, ...]], tmp_path: Path) -> N
             for part, tensor in parts.items():
                 assert (again[part].dtype, again[part].is_contiguous()) == (tensor.dtype, True)
                 assert torch.equal(again[part], tensor)
+
+
+def test_an_empty_sparse_delta_stays_one(tmp_path: Path) -> None:
+    start = torch.zeros(WIDTH + 1, dtype=torch.int32)
+    made = {Q: (Sparse(start, torch.zeros(0, dtype=torch.int32), torch.zeros(0)),)}
+    [form] = load(forms_file.dump(made), tmp_path)[Q]
+    assert isinstance(form, Sparse)
+    assert torch.equal(form.start, start)
+    assert (len(form.column), len(form.value)) == (0, 0)
 
 
 def test_equal_forms_give_equal_bytes() -> None:
@@ -231,23 +240,24 @@ START, COLUMN = OTHERS[f"{Q}.sparse_start"], OTHERS[f"{Q}.sparse_column"]
         {f"{V}.dense_signs": torch.zeros(NARROW, WIDTH // 8 + 1, dtype=torch.uint8)},
         {f"{V}.dense_signs": torch.zeros(NARROW, WIDTH // 8, dtype=torch.int8)},
         {f"{V}.dense": torch.rand(NARROW, WIDTH)},
-        {f"{Q}.blocks": torch.rand(WIDTH // 4, 4, 5)},
-        {f"{Q}.blocks": torch.rand(WIDTH // 4 + 1, 4, 4)},
-        {f"{Q}.blocks": torch.rand(WIDTH, WIDTH)},
-        {f"{Q}.blocks": torch.full((WIDTH // 4, 4, 4), torch.nan)},
+        {f"{Q}.blocks": torch.rand(WIDTH, 3)},
+        {f"{Q}.blocks": torch.rand(WIDTH + 4, 4)},
+        {f"{Q}.blocks": torch.rand(WIDTH)},
+        {f"{Q}.blocks": torch.rand(WIDTH, 4).half()},
+        {f"{Q}.blocks": torch.full((WIDTH, 4), torch.nan)},
         {f"{Q}.scale": torch.rand(WIDTH - 1)},
         {f"{Q}.pair": torch.rand(WIDTH).half()},
         {f"{Q}.stride": torch.tensor([WIDTH])},
         {f"{Q}.stride": torch.tensor([-1])},
         {f"{Q}.stride": torch.tensor([1, 2])},
         {f"{Q}.stride": None},
-        {"model.embed_tokens.blocks": torch.rand(VOCABULARY, 1, 1)},
+        {"model.embed_tokens.blocks": torch.rand(VOCABULARY, 1)},
         {
             "model.embed_tokens.dense": torch.rand(WIDTH, VOCABULARY),
             "model.embed_tokens.dense_scale": torch.rand(WIDTH),
         },
         {f"{NORM}.scale": torch.rand(WIDTH + 1)},
-        {f"{NORM}.blocks": torch.rand(WIDTH, 1, 1)},
+        {f"{NORM}.blocks": torch.rand(WIDTH, 1)},
         {f"{NORM}.a": torch.rand(2, WIDTH), f"{NORM}.b": torch.rand(WIDTH, 2), f"{NORM}.d": torch.rand(2)},
         {"model.other.stride": torch.tensor([1])},
     ],
