@@ -7,9 +7,10 @@ basis: `core` float32 [r] or [r, r] and `bias`; its `u` [out, r] and `v` [r, in]
 the same for all adapters of the basis, and so is stored once.
 
 Of a gated delta besides those of a low-rank one: `router` [rows, in], `router_bias` float32 [r], `active` int64 [1]. Of
-a sparse delta: `sparse_start` int32, and unless it is empty `sparse_column` int32 and `sparse_value` float32. Of a dense one: `dense` [out, in] or
-`dense_signs` uint8 [out, ceil(in / 8)], and `dense_scale` float32 [out]. Of an input's transform: `blocks` float32
-[in, size], one block below the other. Of an output's scale: `stride` int64 [1], and `scale`, `scale_bias`, `pair` float32 [out].
+a sparse delta: `sparse_start` int32, and unless it is empty `sparse_column` int32 and `sparse_value` float32. Of a
+dense one: `dense` [out, in] or `dense_signs` uint8 [out, ceil(in / 8)], and `dense_scale` float32 [out]. Of an input's
+transform: `blocks` float32 [in, size], one below the other. Of an output's scale: `stride` int64 [1], and `scale`,
+`scale_bias`, `pair` float32 [out].
 """
 
 from collections import defaultdict
@@ -194,7 +195,7 @@ def _others(parts: dict[str, torch.Tensor], spec: ModuleSpec) -> list[Form]:
         forms.append(Dense(parts["dense"], parts["dense_scale"]))
     if parts.keys() >= {"dense_signs", "dense_scale"}:
         forms.append(Dense(SignRows(parts["dense_signs"], spec.in_features), parts["dense_scale"]))
-    if "blocks" in parts and len(parts["blocks"]) % parts["blocks"].shape[-1] == 0:
-        size = parts["blocks"].shape[-1]
-        forms.append(InputTransform(parts["blocks"].view(-1, size, size)))
+    blocks = parts.get("blocks")
+    if blocks is not None and blocks.dim() == 2 and len(blocks) % blocks.shape[1] == 0:
+        forms.append(InputTransform(blocks.view(-1, blocks.shape[1], blocks.shape[1])))
     return forms
