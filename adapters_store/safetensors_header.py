@@ -20,6 +20,8 @@ from adapters_store.limits import HeaderLimits
 from adapters_store.magic import SNIFF_BYTES, sniff
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+INDICES = {"I32": torch.int32, "I64": torch.int64}
+_AXES = range(1, 3)  # of a plain LoRA's tensors
 MAX_DIMENSION = 1 << 31
 MAX_NAME = 1024
 _SILLY = 1 << 20  # above this a header that outweighs its own data is refused
@@ -46,7 +48,7 @@ class _DuplicateKeyError(ValueError):
 
 
 def read_header(
-    path: Path, limits: HeaderLimits, dtypes: Mapping[str, torch.dtype] = DTYPES, axes: int = 2
+    path: Path, limits: HeaderLimits, dtypes: Mapping[str, torch.dtype] = DTYPES, axes: range = _AXES
 ) -> dict[str, TensorEntry]:
     """The tensors of a safetensors file by name, checked; the data is not read. dtypes: those accepted, by name; axes:
     how many a tensor may have.
@@ -120,7 +122,9 @@ def _refuse_constant(_: str) -> NoReturn:
     raise ValueError
 
 
-def _entry(name: str, value: object, base: int, size: int, dtypes: Mapping[str, torch.dtype], axes: int) -> TensorEntry:
+def _entry(
+    name: str, value: object, base: int, size: int, dtypes: Mapping[str, torch.dtype], axes: range
+) -> TensorEntry:
     if not name.isprintable() or ".." in name or len(name) > MAX_NAME:
         raise _entry_error(name, f"is not a tensor name: no control characters, no `..`, at most {MAX_NAME} long")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
@@ -134,8 +138,9 @@ def _entry(name: str, value: object, base: int, size: int, dtypes: Mapping[str, 
         )
     if not _integers(shape) or not _integers(offsets) or len(offsets) != 2:
         _corrupt(f"shape or data_offsets of `{shorten(name)}` are not lists of non-negative integers")
-    if not 1 <= len(shape) <= axes or not all(1 <= dimension <= MAX_DIMENSION for dimension in shape):
-        raise _entry_error(name, f"has shape {str(shape)[:60]}; one to {axes} dimensions of 1 to 2**31 are accepted")
+    if len(shape) not in axes or not all(1 <= dimension <= MAX_DIMENSION for dimension in shape):
+        some = f"{axes[0]} to {axes[-1]} dimensions"
+        raise _entry_error(name, f"has shape {str(shape)[:60]}; {some} of 1 to 2**31 are accepted")
     entry = TensorEntry(name, dtypes[dtype], tuple(shape), base + offsets[0], base + offsets[1])
     if entry.end - entry.start != entry.count * entry.dtype.itemsize or entry.end > size:
         _corrupt(f"the bytes of `{shorten(name)}` do not fit its shape or lie outside the file")

@@ -13,7 +13,7 @@ from adapters_store.formats.peft_match import Matcher
 from adapters_store.formats.tuner_config import CommonConfig, TunerConfig
 from adapters_store.forms import BaseSpec, Context, Form, ModuleSpec
 from adapters_store.limits import Limits
-from adapters_store.safetensors_header import DTYPES, TensorEntry
+from adapters_store.safetensors_header import DTYPES, INDICES, TensorEntry
 from adapters_store.variants import NO_KNOBS, WHOLE, Knobs, Variant
 
 Shape = tuple[int, ...]
@@ -102,6 +102,15 @@ class Target:
         """A part in its own type."""
         return self.file.read(self.entries[part])
 
+    def indices(self, part: str, below: int) -> torch.Tensor:
+        """A part of positions, int64, each from 0 to `below` - 1. Raises AdapterInvalid `bad_dtype` or `bad_index`."""
+        found = self.raw(part)
+        if found.dtype not in INDICES.values():
+            self.refuse(f"holds `{part}` in another type than {' or '.join(INDICES)}", "bad_dtype")
+        if int(found.min()) < 0 or int(found.max()) >= below:
+            self.refuse(f"names positions in `{part}` outside 0 to {below - 1}", "bad_index")
+        return found.long()
+
     def weight(self, *, factored: bool = False) -> torch.Tensor:
         """The base's weight of this module, float32 [out, in], as it is served.
 
@@ -158,12 +167,13 @@ class Method:
     """How the files of one method are read.
 
     kind: as `AdapterInfo` shows it; peft_type, when: which configs are this method's; config: their fields;
-    parts: names of a module's tensors after the module's own; shapes: what a module must hold, to the last part (it may
-    look into `entries`, which are headers only); forms: what they mean; common: shapes of tensors of no module, whose
-    names, or what of them stands before a dot, are in `common_parts`; context, invocation: as in `AdapterWeights`;
-    check: refuses a config with AdapterInvalid before any weight is read; implied: the selected modules are changed
-    though the file may hold nothing of their own; dtypes: those that a file may hold, by safetensors' name; knobs: what
-    a request may choose (`adapters_store.variants`), which forms and context find in `AdapterFile.variant`.
+    parts: names of a module's tensors after the module's own; spellings: ends of names as authors write them, and what
+    they mean; shapes: what a module must hold, to the last part (it may look into `entries`, which are headers only);
+    forms: what they mean; common: shapes of tensors of no module, whose names, or what of them stands before a dot, are
+    in `common_parts`; context, invocation: as in `AdapterWeights`; check: refuses a config with AdapterInvalid before
+    any weight is read; implied: the selected modules are changed though the file may hold nothing of their own; dtypes:
+    those that a file may hold, by safetensors' name; knobs: what a request may choose (`adapters_store.variants`), which
+    forms and context find in `AdapterFile.variant`.
     served: whether forms of its own or a plain low-rank delta; note: what a reader should know, one sentence; source:
     paper or code.
     """
@@ -175,6 +185,7 @@ class Method:
     note: str
     source: str
     parts: frozenset[str] = frozenset()
+    spellings: Mapping[str, str] = field(default_factory=dict)
     shapes: Callable[[Target], Shapes] = field(default=lambda _: {})
     forms: Callable[[Target], Iterable[Form]] = field(default=lambda _: ())
     common_parts: frozenset[str] = frozenset()

@@ -20,7 +20,7 @@ from adapters_store.info import Notice
 from adapters_store.limits import Limits
 from adapters_store.safetensors_header import TensorEntry, read_header
 
-_AXES = 4  # of a method's largest tensors: POLY's are [splits, skills, in, rank]
+_AXES = range(5)  # of a method's tensors, from single numbers to POLY's [splits, skills, in, rank]
 
 
 @dataclass(slots=True)
@@ -60,9 +60,8 @@ def open_file(
             code="bad_tensor_entry",
             param="weights",
         )
-    grouped, outer = (
-        peft_keys.group(own, base.modules, partial(peft_keys.split_parts, parts=method.parts)) if own else ({}, "")
-    )
+    split = partial(peft_keys.split_parts, parts=method.parts, spellings=method.spellings)
+    grouped, outer = peft_keys.group(own, base.modules, split) if own else ({}, "")
     matcher = Matcher(config, base, outer) if isinstance(config, tuner_config.TunerConfig) else None
     modules = {name: _own_parts(method, tensors) for name, tensors in grouped.items()}
     modules = {name: parts for name, parts in modules.items() if parts}

@@ -5,10 +5,36 @@ from typing import Any
 
 from adapters_store.canonical import shorten
 from adapters_store.formats import tuner_config
-from adapters_store.formats.kinds import adalora, vera
+from adapters_store.formats.kinds import (
+    adalora,
+    cores,
+    factors,
+    full_rank,
+    growing,
+    hydra,
+    nola,
+    sara,
+    sora,
+    spectral,
+    tlora,
+    vera,
+)
 from adapters_store.formats.method import Method
 
-METHODS: tuple[Method, ...] = (*adalora.METHODS, *vera.METHODS)
+METHODS: tuple[Method, ...] = (
+    *adalora.METHODS,
+    *vera.METHODS,
+    *cores.METHODS,
+    *factors.METHODS,
+    *full_rank.METHODS,
+    *growing.METHODS,
+    *hydra.METHODS,
+    *nola.METHODS,
+    *sara.METHODS,
+    *sora.METHODS,
+    *spectral.METHODS,
+    *tlora.METHODS,
+)
 
 # peft_type -> why an adapter of it is refused
 DECLINED: Mapping[str, str] = {

@@ -71,12 +71,13 @@ def parse(data: bytes, max_bytes: int) -> PeftConfig:
     config = validate(fields, PeftConfig)
     if (config.corda_config or {}).get("cache_file") or (config.corda_config or {}).get("covariance_file"):
         bad("names a file in `corda_config`; no path is ever read", "corda_config")
-    if features := _unserved(config):
+    if features := unserved_features(config):
         unsupported(features)
     return config
 
 
-def _unserved(config: PeftConfig) -> list[str]:
+def unserved_features(config: PeftConfig) -> list[str]:
+    """What is on of a LoRA's fields and changes the result in a way that its factors alone do not say."""
     found = [name for name in _UNSERVED if getattr(config, name) not in (None, False, {}, [])]
     found += unserved(config)
     if config.bias != "none":

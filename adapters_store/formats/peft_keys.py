@@ -6,7 +6,7 @@ saved whole have `<module>.weight`; targets named `embed_tokens` or `lm_head` br
 wrap the model (`_orig_mod.`, `module.`), or train the model without its head, which shortens every name alike.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from adapters_store.canonical import shorten
@@ -104,10 +104,11 @@ def split(name: str) -> Key:
     raise _entry_error(name, "is none that PEFT writes for a LoRA")
 
 
-def split_parts(name: str, parts: Collection[str]) -> Key:
+def split_parts(name: str, parts: Collection[str], spellings: Mapping[str, str] | None = None) -> Key:
     """Takes the tensor name of a method apart whose tensors are called `<module>.<part>`, as in `hada_w1_a` or
-    `oft_R.weight`; PEFT's adapter name may stand after a part's first word."""
-    pieces = strip(name).split(".")
+    `oft_R.weight`; PEFT's adapter name may stand after a part's first word. spellings: what the end of a name means."""
+    spelled = next((end for end in spellings or {} if name.endswith(end)), "")
+    pieces = (strip(name).removesuffix(spelled) + (spellings or {}).get(spelled, "")).split(".")
     for index in range(1, len(pieces)):
         rest, module = pieces[index:], ".".join(pieces[:index])
         if ".".join(rest) in parts:

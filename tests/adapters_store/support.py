@@ -100,7 +100,15 @@ def spec_of(model: Any, identity: str = "tiny") -> BaseSpec:
             modules[name] = ModuleSpec("embedding", module.num_embeddings, module.embedding_dim, scale=scale)
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    return BaseSpec(identity, "f" * 64, modules, head, tied, weight=lambda name: model.get_submodule(name).weight)
+    return BaseSpec(
+        identity,
+        "f" * 64,
+        modules,
+        head,
+        tied,
+        weight=lambda name: model.get_submodule(name).weight,
+        bias=lambda name: model.get_submodule(name).bias,
+    )
 
 
 def store_files(root: Path) -> list[str]:
