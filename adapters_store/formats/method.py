@@ -172,8 +172,8 @@ class Method:
     forms: what they mean; common: shapes of tensors of no module, whose names, or what of them stands before a dot, are
     in `common_parts`; context, invocation: as in `AdapterWeights`; check: refuses a config with AdapterInvalid before
     any weight is read; implied: the selected modules are changed though the file may hold nothing of their own; dtypes:
-    those that a file may hold, by safetensors' name; knobs: what a request may choose (`adapters_store.variants`), which
-    forms and context find in `AdapterFile.variant`.
+    those that a file may hold, by safetensors' name; knobs: what a request may choose (`adapters_store.variants`),
+    which forms and context find in `AdapterFile.variant`.
     served: whether forms of its own or a plain low-rank delta; note: what a reader should know, one sentence; source:
     paper or code.
     """

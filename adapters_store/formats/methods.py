@@ -7,6 +7,7 @@ from adapters_store.canonical import shorten
 from adapters_store.formats import tuner_config
 from adapters_store.formats.kinds import (
     adalora,
+    chosen,
     cores,
     factors,
     full_rank,
@@ -24,6 +25,7 @@ from adapters_store.formats.method import Method
 METHODS: tuple[Method, ...] = (
     *adalora.METHODS,
     *vera.METHODS,
+    *chosen.METHODS,
     *cores.METHODS,
     *factors.METHODS,
     *full_rank.METHODS,

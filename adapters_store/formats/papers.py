@@ -62,7 +62,9 @@ PAPERS: tuple[Paper, ...] = (
     _lora("LoRA-LEGO", "arXiv 2409.16167", "A merge of LoRAs, which gives a LoRA."),
     _by("DyLoRA", "arXiv 2210.07558", "dylora"),
     _by("SMoRA", "arXiv 2501.15103", "smora"),
-    _declined("WaRA", "arXiv 2506.24092", "Its wavelets mix neighbouring tokens, so a token would depend on later ones."),
+    _declined(
+        "WaRA", "arXiv 2506.24092", "Its wavelets mix neighbouring tokens, so a token would depend on later ones."
+    ),
     _declined("Computational limits of LoRA", "arXiv 2406.03136", "Theory. " + _NONE),
     _declined("SSVI", "arXiv 2402.11025", "Sparse Bayesian networks. " + _NONE),
     _by("SVD-free (DCT) low-rank optimiser", "arXiv 2505.17967", "full_delta"),
@@ -73,12 +75,18 @@ PAPERS: tuple[Paper, ...] = (
     _lora("LoRA-GGPO", "arXiv 2502.14538"),
     _declined("WeLore", "arXiv 2407.11239", _BASE),
     _lora("LoRA-GA", "arXiv 2407.05000", "A LoRA as PEFT writes it, once PEFT has converted it to the original base."),
-    _declined("LQ-LoRA", "arXiv 2311.12023", "Its LoRA is right only over its own quantised base, which is not served."),
+    _declined(
+        "LQ-LoRA", "arXiv 2311.12023", "Its LoRA is right only over its own quantised base, which is not served."
+    ),
     _lora("LoKU", "arXiv 2408.06621", "A LoRA as PEFT writes it, once it is converted to the original base."),
     _declined("NBPO", "recommender systems", "A sampler of training data. " + _NONE),
     _lora("CoLoRA", "arXiv 2408.01099", "A LoRA as PEFT writes it, with a rank for each module; no convolutions."),
     _lora("FedSVD", "arXiv 2505.12805"),
-    _lora("EoRA", "arXiv 2410.21271", "A LoRA as PEFT writes it; it runs below another adapter where a request names both."),
+    _lora(
+        "EoRA",
+        "arXiv 2410.21271",
+        "A LoRA as PEFT writes it; it runs below another adapter where a request names both.",
+    ),
     _by("LaMDA", "arXiv 2406.12832", "lamda"),
     _declined("DECOR", "text-to-image models", "It projects the embeddings of prompts. " + _NONE),
     _declined("LAME", "arXiv 2201.05718", "Adaptation at test time of classifiers. " + _NONE),
@@ -88,4 +96,3 @@ PAPERS: tuple[Paper, ...] = (
     _by("LISA", "arXiv 2403.17919", "full_delta"),
     _declined("alpha-BN", "arXiv 2110.04065", "Batch norms at test time. " + _NONE),
 )
-

@@ -1,13 +1,14 @@
 """Health, readiness, info, metrics, tokens."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from adapters_store.errors import StorageFull
+from adapters_store.formats import table
 from server.api.services import Services
 from server.metrics import MAX_ADAPTER_LABELS, Metrics
 from tests.api.events import openai_error
@@ -48,6 +49,12 @@ async def test_info(client: Client) -> None:
     assert body["max_concurrent_requests"] == 8
     assert body["max_best_of"] == 16
     assert re.match(r"\d", body["version"])
+
+
+async def test_info_tells_every_method(client: Client) -> None:
+    told = (await client.get("/info")).json()["methods"]
+    assert told == [asdict(known) for known in table.known()]
+    assert {each["status"] for each in told} == {"native", "folded", "declined"}
 
 
 async def scrape(client: Client) -> dict[str, list[tuple[dict[str, str], float]]]:

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
 
+from adapters_store.formats import table
 from server.api.dependencies import CallerDep, ServicesDep
 from server.api.errors import Unhealthy
 from server.api.schemas.errors import error_responses
@@ -28,6 +29,18 @@ class RedisLink(BaseModel):
     calls: int
     failures: int
     openings: int
+
+
+class Method(BaseModel):
+    """A method of adapting. `status`: `native` (in a form of its own), `folded` (as a low-rank delta) or `declined`;
+    `note`: how, or why not; `source`: paper or code."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    status: str
+    note: str
+    source: str
 
 
 class ServerInfo(BaseModel):
@@ -66,6 +79,7 @@ class ServerInfo(BaseModel):
     max_upload_bytes: int
     redis: RedisLink | None
     replicas: int
+    methods: list[Method]
 
 
 # `include_in_schema`: HEAD is GET without the body, and a second operation of the same name would confuse generators.
@@ -127,6 +141,7 @@ async def server_info(services: ServicesDep, caller: CallerDep) -> ServerInfo:
         max_upload_bytes=services.settings.max_upload_bytes,
         redis=RedisLink.model_validate(link) if link.configured else None,
         replicas=services.replicas.count(),
+        methods=[Method.model_validate(known) for known in table.known()],
     )
 
 

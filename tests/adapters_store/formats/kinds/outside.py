@@ -49,7 +49,7 @@ def write(base: Any, architecture: str, fields: Mapping[str, Any], folder: Path,
     generator = torch.Generator().manual_seed(seed)
     found: Parts = {}
     for name, module in modules(base, architecture).items():
-        parts = make(matrix(module).clone(), module.bias, generator)  # type: ignore[arg-type]
+        parts = make(matrix(module).clone(), module.bias, generator)
         found |= {
             f"base_model.model.{name}.{part}": value.detach().clone().contiguous() for part, value in parts.items()
         }
@@ -67,7 +67,7 @@ def adapted(base: Any, architecture: str, tensors: Parts, adapt: Adapt) -> torch
         for name, module in modules(model, architecture).items():
             prefix = f"base_model.model.{name}."
             parts = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            weight, bias = adapt(matrix(module), module.bias, parts)  # type: ignore[arg-type]
+            weight, bias = adapt(matrix(module), module.bias, parts)
             module.weight = torch.nn.Parameter(weight if isinstance(module, torch.nn.Linear) else weight.T)
             module.register_parameter("bias", None if bias is None else torch.nn.Parameter(bias))
         found: torch.Tensor = model(IDS, use_cache=False).logits

@@ -58,7 +58,8 @@ def from_the_base(weight: torch.Tensor, parts: Parts) -> torch.Tensor:
     u, s, vh = torch.linalg.svd(weight.T, full_matrices=False)
     encoder, decoder = (u @ torch.diag(s))[:, :RANK], vh[:RANK]
     x_to_delta = encoder @ parts[LATENT].T @ decoder  # of a row x: x A^T R^T B^T
-    return 10 / RANK * x_to_delta.T
+    delta: torch.Tensor = 10 / RANK * x_to_delta.T
+    return delta
 
 
 @pytest.mark.parametrize(("kind", "core"), [("LORA_XS", LATENT), ("LORA_SB", LATENT), ("LAMDA", "sigma.weight")])
@@ -97,14 +98,19 @@ def test_names_as_the_authors_files_have_them(tmp_path: Path, spelling: str) -> 
     save_file(renamed, tmp_path / "theirs" / "adapter_model.safetensors")
     ours, theirs = (imported(tmp_path / name, base)[1].modules for name in ("ours", "theirs"))
     assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name][0].core, theirs[name][0].core) for name in ours)
+    for name, (form,) in ours.items():
+        (other,) = theirs[name]
+        assert isinstance(form, SharedBasis)
+        assert isinstance(other, SharedBasis)
+        assert torch.equal(form.core, other.core)
 
 
 def test_rank_stabilised_scale(tmp_path: Path) -> None:
     fields = {**FIELDS, "peft_type": "LAMDA", "use_rslora": True}
 
     def delta(weight: torch.Tensor, parts: Parts) -> torch.Tensor:
-        return 10 / RANK**0.5 * parts["lora_B.weight"] @ parts["sigma.weight"] @ parts["lora_A.weight"]
+        found: torch.Tensor = 10 / RANK**0.5 * parts["lora_B.weight"] @ parts["sigma.weight"] @ parts["lora_A.weight"]
+        return found
 
     check("llama", fields, tmp_path, make_with("sigma.weight"), added(delta))
 

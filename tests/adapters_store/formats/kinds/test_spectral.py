@@ -79,7 +79,8 @@ def loldu(weight: torch.Tensor, parts: Parts) -> torch.Tensor:
     unit = upper / d.unsqueeze(-1)
     b, a = lower[:, :RANK], unit[:RANK]
     taken = 2 / RANK * p @ b @ torch.diag(d[:RANK]) @ a
-    return parts[FACTOR] * p @ b @ torch.diag(parts[Z]) @ a - taken
+    delta: torch.Tensor = parts[FACTOR] * p @ b @ torch.diag(parts[Z]) @ a - taken
+    return delta
 
 
 @pytest.mark.parametrize("architecture", TARGETS)

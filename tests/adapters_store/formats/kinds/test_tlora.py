@@ -2,7 +2,6 @@
 
 import math
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +36,18 @@ def make(weight: torch.Tensor, bias: object, generator: torch.Generator, count: 
     return found
 
 
-def adapt(weight: torch.Tensor, bias: object, parts: Parts) -> tuple[torch.Tensor, Any]:
-    out, inside = ring(parts, "tlora_B"), ring(parts, "tlora_C")
-    t = torch.tensor([[float(torch.trace(entry)) for entry in row] for row in ring(parts, "tlora_A")])
-    delta = torch.einsum("iab,jba->ij", torch.stack(out), torch.stack(inside))
+# T[ikm, jln] and D[ikm, jln] for rings of two and of three, the trace closing each ring
+TRANSFORM = {2: "ijab,klba->ikjl", 3: "ijab,klbc,mnca->ikmjln"}
+RESIDUE = {2: "iab,kbc,jcd,lda->ikjl", 3: "iab,kbc,mcd,jde,lef,nfa->ikmjln"}
+
+
+def adapt(weight: torch.Tensor, bias: Any, parts: Parts) -> tuple[torch.Tensor, Any]:
+    """The paper's two equations as one sum each."""
+    count = sum(name.startswith("tlora_A") for name in parts)
+    transform, out, inside = ([parts[f"tlora_{ring}.{i}"] for i in range(count)] for ring in "ABC")
+    t = torch.einsum(TRANSFORM[count], *transform).reshape(weight.shape[1], weight.shape[1])
+    delta = torch.einsum(RESIDUE[count], *out, *inside).reshape(weight.shape)
     return weight @ t + delta, bias
-
-
-def ring(parts: Parts, name: str) -> list[Any]:
-    """Products of the matrices of a ring for every index, the first part of an index counting slowest."""
-    cores = [parts[f"{name}.{i}"] for i in range(sum(key.startswith(name) for key in parts))]
-    indices = list(product(*(range(len(core)) for core in cores)))
-    if cores[0].dim() == 3:
-        return [torch.linalg.multi_dot([c[i] for c, i in zip(cores, index, strict=True)]) for index in indices]
-    return [
-        [torch.linalg.multi_dot([c[i, j] for c, i, j in zip(cores, row, col, strict=True)]) for col in indices]
-        for row in indices
-    ]
 
 
 @pytest.mark.parametrize("architecture", TARGETS)
