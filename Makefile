@@ -32,10 +32,11 @@ check: $(STAMP) ## Lint and types
 	$(BIN)/mypy $(CODE)
 
 .PHONY: fmt
-fmt: $(STAMP) ## Format the code and bring the README's table of options up to date
+fmt: $(STAMP) ## Format the code and bring the tables of options and of methods up to date
 	$(BIN)/ruff check --fix --exit-zero --quiet .
 	$(BIN)/ruff format .
 	$(BIN)/python -m server.settings
+	$(BIN)/python -m adapters_store.formats.table
 
 .PHONY: deep
 deep: $(STAMP) redis-server ## The long forms of the fuzz, soak and property tests

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from adapters_store.kept import Kept
 from kernels import reference
 
 
@@ -98,9 +99,10 @@ class SharedBasis:
 class GatedLowRank:
     """`y += w * (B (d * g(x) * (A x)) + bias)`: each token uses `active` of the ranks, chosen by a router of its own.
 
-    a: [r, in]; b: [out, r]; d: float32 [r]; bias: float32 [out] or None, as in `LowRank`; router: [rows, in] of a
-    floating type, rows a divisor of r; router_bias: float32 [r] or None; g: `kernels.reference.lora_gate`. Not on
-    embeddings. Source: SMoRA (arXiv 2501.15103).
+        a: [r, in]; b: [out, r]; d: float32 [r]; bias: float32 [out] or None, as in `LowRank`; router: [rows, in] of a
+        floating type, rows a divisor of r; router_bias: float32 [r] or None; g: `kernels.reference.lora_gate`. Not on
+        embeddings. Source: SMoRA (ar    whose output adapters may scale; kept: decompositions of its weights.
+    iv 2501.15103).
     """
 
     a: torch.Tensor
@@ -249,6 +251,7 @@ class BaseSpec:
     rounded: bool = False
     bias: Callable[[str], torch.Tensor] | None = field(default=None, compare=False, repr=False)
     norms: Mapping[str, int] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept, compare=False, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -83,6 +83,13 @@ def group(
 
 def split(name: str) -> Key:
     """Takes a tensor name apart; the module is without PEFT's prefixes."""
+    if "lora_latent_mapping" in name:
+        raise AdapterInvalid(
+            f'Tensor `{shorten(name)}` is LoRA-XS\'s or LoRA-SB\'s: write `"peft_type": "LORA_XS"` (or "LORA_SB") in '
+            "adapter_config.json.",
+            code="feature_unsupported",
+            param="weights",
+        )
     pieces = strip(name).split(".")
     for index, piece in enumerate(pieces):
         rest = pieces[index + 1 :]

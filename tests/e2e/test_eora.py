@@ -14,6 +14,7 @@ from server.engine.limits import EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.model.loader import load_base_model
 from tests.support.driver import CoreDriver, logprobs, tokens
+from tests.support.greedy import greedy
 from tests.support.models import VOCABULARY, save_tiny, tiny_model
 
 RANK = 8
@@ -71,20 +72,9 @@ def test_a_task_adapter_runs_over_eora(tmp_path: Path) -> None:
         adapters = tuple(WeightedAdapter(digest, 1.0) for digest in chosen)
         outputs = driver.run(GenerationRequest(label, PROMPT, sampling, adapters))
         found[label] = (tokens(outputs), logprobs(outputs))
-    expected = greedy(dense, 6)
+    expected = greedy(dense, PROMPT, 6)
     assert found["both"][0] == expected[0]
     torch.testing.assert_close(torch.tensor(found["both"][1]), torch.tensor(expected[1]), atol=1e-3, rtol=0)
     for label in ("task alone", "eora alone"):
         off = (torch.tensor(found[label][1]) - torch.tensor(expected[1])).abs().max()
         assert off > 1e-2, f"{label} would do as well"
-
-
-def greedy(model: torch.nn.Module, count: int) -> tuple[list[int], list[float]]:
-    """The likeliest tokens after the prompt, one by one, and their log probabilities."""
-    ids, logs = list(PROMPT), []
-    with torch.inference_mode():
-        for _ in range(count):
-            scores = model(torch.tensor([ids]), use_cache=False).logits[0, -1].log_softmax(-1)
-            ids.append(int(scores.argmax()))
-            logs.append(float(scores.max()))
-    return ids[len(PROMPT) :], logs

@@ -7,7 +7,7 @@ gradient, so that they must be in the file; LaMDA trains B for a while, too.
 
 import torch
 
-from adapters_store.formats.kinds import outside
+from adapters_store.formats.kinds import decomposed, outside
 from adapters_store.formats.method import Method, Shapes, Target
 from adapters_store.formats.peft_config import PeftConfig
 from adapters_store.forms import SharedBasis
@@ -53,9 +53,8 @@ def _xs_forms(target: Target) -> list[SharedBasis]:
     if _A in target:
         return _shipped(target, _LATENT)
     target.bound_rank(target.rank)
-    left, values, right = torch.linalg.svd(target.weight(factored=True).T, full_matrices=False)
-    a = (left[:, : target.rank] * values[: target.rank]).T.contiguous()
-    b = right[: target.rank].T.contiguous()
+    b, values, right = decomposed.singular_of_transposed(target, target.rank)
+    a = values[: target.rank, None] * right
     return [SharedBasis(b, a, target.tensor(_LATENT) * outside.scale(target))]
 
 

@@ -1,13 +1,13 @@
 """Trained singular values of the base's own weights: SVFit (arXiv 2409.05926), SALT (arXiv 2503.16055); and the same
 with a triangular decomposition, LoLDU (arXiv 2410.13618).
 
-The decompositions are made from the base when an adapter is loaded. Singular values of one size, and pivots, may come
+The decompositions are made from the base's own weights. Singular values of one size, and pivots, may come
 out in another order elsewhere; the sign of a pair of singular vectors cancels, but for SALT's low-rank part.
 """
 
 import torch
 
-from adapters_store.formats.kinds import outside
+from adapters_store.formats.kinds import decomposed, outside
 from adapters_store.formats.kinds.outside import OutsideConfig
 from adapters_store.formats.method import Method, Shapes, Target
 from adapters_store.formats.tuner_config import TunerConfig
@@ -44,10 +44,8 @@ def _svfit_shapes(target: Target) -> Shapes:
 
 def _svfit_forms(target: Target) -> list[SharedBasis]:
     """`U (sigma' - sigma) V` of the largest r singular values: the rest of W stays."""
-    left, values, right = torch.linalg.svd(target.weight(factored=True), full_matrices=False)
-    rank = target.rank
-    core = target.tensor(_SIGMA) - values[:rank]
-    return [SharedBasis(left[:, :rank].contiguous(), right[:rank].contiguous(), core)]
+    left, values, right = decomposed.singular(target, target.rank)
+    return [SharedBasis(left, right, target.tensor(_SIGMA) - values[: target.rank])]
 
 
 def _salt_shapes(target: Target) -> Shapes:
@@ -61,7 +59,7 @@ def _salt_shapes(target: Target) -> Shapes:
 
 def _salt_forms(target: Target) -> list[LowRank | Dense]:
     """Sigma' is `scale * sigma + shift` for the first singular values and `diag(sigma) + X Y` for the others."""
-    left, values, right = torch.linalg.svd(target.weight(factored=True), full_matrices=False)
+    left, values, right = decomposed.singular(target, min(target.inputs, target.outputs))
     scale, shift, x, y = (target.tensor(part) for part in (_SCALE, _SHIFT, _X, _Y))
     count = len(scale)
     if target.file.config.relu:
@@ -81,12 +79,9 @@ def _loldu_shapes(target: Target) -> Shapes:
 
 def _loldu_forms(target: Target) -> list[SharedBasis]:
     """`W = P L diag(D) U`, both triangles with ones: the first r of D become `factor * z`, from `alpha / r * D`."""
-    permutation, lower, upper = torch.linalg.lu(target.weight(factored=True))
-    rank = target.rank
-    pivots = torch.diagonal(upper)[:rank]
-    basis = (permutation @ lower)[:, :rank].contiguous()
+    left, pivots, right = decomposed.triangular(target, target.rank)
     core = target.tensor(_FACTOR) * target.tensor(_Z) - outside.scale(target) * pivots
-    return [SharedBasis(basis, upper[:rank] / pivots[:, None], core)]
+    return [SharedBasis(left, right, core)]
 
 
 METHODS = (

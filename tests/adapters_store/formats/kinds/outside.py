@@ -60,8 +60,8 @@ def write(base: Any, architecture: str, fields: Mapping[str, Any], folder: Path,
     return found
 
 
-def adapted(base: Any, architecture: str, tensors: Parts, adapt: Adapt) -> torch.Tensor:
-    """Logits of a copy of the base with new weights and biases."""
+def adapted_model(base: Any, architecture: str, tensors: Parts, adapt: Adapt) -> Any:
+    """A copy of the base with new weights and biases."""
     model = copy.deepcopy(base)
     with torch.inference_mode():
         for name, module in modules(model, architecture).items():
@@ -70,7 +70,13 @@ def adapted(base: Any, architecture: str, tensors: Parts, adapt: Adapt) -> torch
             weight, bias = adapt(matrix(module), module.bias, parts)
             module.weight = torch.nn.Parameter(weight if isinstance(module, torch.nn.Linear) else weight.T)
             module.register_parameter("bias", None if bias is None else torch.nn.Parameter(bias))
-        found: torch.Tensor = model(IDS, use_cache=False).logits
+    return model
+
+
+def adapted(base: Any, architecture: str, tensors: Parts, adapt: Adapt) -> torch.Tensor:
+    """Its logits."""
+    with torch.inference_mode():
+        found: torch.Tensor = adapted_model(base, architecture, tensors, adapt)(IDS, use_cache=False).logits
     return found
 
 

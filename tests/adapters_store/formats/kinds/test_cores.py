@@ -105,6 +105,14 @@ def test_names_as_the_authors_files_have_them(tmp_path: Path, spelling: str) -> 
         assert torch.equal(form.core, other.core)
 
 
+def test_the_authors_config_says_lora_and_gets_a_hint(tmp_path: Path) -> None:
+    base = tiny_model("llama")
+    tensors = write(base, "llama", {**FIELDS, "peft_type": "LORA"}, tmp_path, make_with(LATENT))
+    renamed = {name.replace(f".{LATENT}", f"_{LATENT}"): tensor for name, tensor in tensors.items()}
+    save_file(renamed, tmp_path / peft.WEIGHTS_FILE)
+    refused(tmp_path, base, "feature_unsupported", "LORA_XS")
+
+
 def test_rank_stabilised_scale(tmp_path: Path) -> None:
     fields = {**FIELDS, "peft_type": "LAMDA", "use_rslora": True}
 

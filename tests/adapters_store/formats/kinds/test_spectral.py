@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from adapters_store.formats import importer, peft
 from adapters_store.forms import SharedBasis
 from adapters_store.limits import Limits
 from tests.adapters_store.formats.kinds.outside import (
@@ -22,6 +23,7 @@ from tests.adapters_store.formats.kinds.outside import (
     write,
 )
 from tests.adapters_store.formats.kinds.support import edit_config, imported
+from tests.adapters_store.support import spec_of
 from tests.support.models import tiny_model
 
 RANK, SCALED = 5, 7
@@ -117,6 +119,25 @@ def test_adapters_of_one_base_share_their_basis(tmp_path: Path, fields: dict[str
         assert torch.equal(first.u, second.u)
         assert torch.equal(first.v, second.v)
         assert not torch.equal(first.core, second.core)
+
+
+def test_a_base_is_taken_apart_once_for_all_its_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, taken, real = tiny_model("llama"), [], torch.linalg.svd
+
+    def counted(weight: torch.Tensor, **options: bool) -> Any:
+        taken.append(weight)
+        return real(weight, **options)
+
+    spec = spec_of(base)
+    loader = importer.Loader(spec, Limits())
+    for seed in range(2):
+        write(base, "llama", SVFIT, tmp_path / str(seed), values, seed)
+    monkeypatch.setattr(torch.linalg, "svd", counted)
+    for seed in range(2):
+        config, weights = (tmp_path / str(seed) / name for name in (peft.CONFIG_FILE, peft.WEIGHTS_FILE))
+        importer.inspect(config.read_bytes(), weights, spec, Limits())
+        loader.load(config.read_bytes(), weights, "d" * 64)
+    assert len(taken) == len(modules(base, "llama"))
 
 
 @pytest.mark.parametrize(("fields", "make"), [(SVFIT, values), (SALT, salt_parts), (LOLDU, pivots)])
