@@ -1,5 +1,6 @@
 """adapter_config.json of a LoRA. Fields: `LoraConfig` of PEFT 0.21.2."""
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from adapters_store.canonical import shorten
@@ -76,9 +77,10 @@ def parse(data: bytes, max_bytes: int) -> PeftConfig:
     return config
 
 
-def unserved_features(config: PeftConfig) -> list[str]:
-    """What is on of a LoRA's fields and changes the result in a way that its factors alone do not say."""
-    found = [name for name in _UNSERVED if getattr(config, name) not in (None, False, {}, [])]
+def unserved_features(config: PeftConfig, served: Collection[str] = ()) -> list[str]:
+    """What is on of a LoRA's config and cannot be served. served: fields of it that the caller knows how to serve."""
+    refused = [name for name in _UNSERVED if name not in served]
+    found = [name for name in refused if getattr(config, name) not in (None, False, {}, [])]
     found += unserved(config)
     if config.bias != "none":
         found.append(f'bias "{config.bias}"')

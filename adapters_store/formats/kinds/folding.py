@@ -7,7 +7,7 @@ import torch
 from adapters_store.canonical import shorten
 from adapters_store.formats.method import Target
 from adapters_store.formats.tuner_config import unsupported
-from adapters_store.forms import Dense, Form, LowRank
+from adapters_store.forms import Dense, Form, LowRank, OutputScale
 
 
 def refuse_bias(config: Any) -> None:
@@ -30,12 +30,20 @@ def fits(target: Target, rank: int) -> bool:
     return within and rank * (target.inputs + target.outputs) < target.inputs * target.outputs
 
 
-def delta(target: Target, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor | None = None) -> list[Form]:
-    """`B diag(d) A` in the smaller of two forms, float32. a: [r, in]; b: [out, r]; d: [r], or None for ones."""
+def delta(
+    target: Target,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    d: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+) -> list[Form]:
+    """`B diag(d) A` and a bias in the smaller of two forms, float32. a: [r, in]; b: [out, r]; d: [r], or None for
+    ones; bias: [out]."""
     d = torch.ones(a.shape[0]) if d is None else d
     if fits(target, a.shape[0]):
-        return [LowRank(a.float().contiguous(), b.float().contiguous(), d.float())]
-    return dense((b.double() * d.double()) @ a.double())
+        return [LowRank(a.float().contiguous(), b.float().contiguous(), d.float(), bias)]
+    moved: list[Form] = [] if bias is None else [OutputScale(bias=bias)]
+    return [*dense((b.double() * d.double()) @ a.double()), *moved]
 
 
 def dense(weight: torch.Tensor) -> list[Form]:
