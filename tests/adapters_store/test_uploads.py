@@ -20,7 +20,7 @@ from adapters_store.local import LocalObjects
 from adapters_store.log import Log
 from adapters_store.registry import AdapterRegistry
 from tests.adapters_store.formats.test_peft_config import BAD as BAD_CONFIGS
-from tests.adapters_store.formats.test_peft_config import UNSUPPORTED
+from tests.adapters_store.formats.test_peft_config import BESIDE, SERVED, UNSUPPORTED
 from tests.adapters_store.support import (
     BASE,
     MODULES,
@@ -197,7 +197,10 @@ CORPUS: dict[str, Case] = {
     **{f"format: {name}": (415, "unsupported_format", data, None) for name, (data, _) in WRONG_FILES.items()},
     **{f"header: {name}": (422, code, data, None) for name, (code, data) in BAD_HEADERS.items()},
     **{f"config: {name}": (422, "bad_config", factors(1), data) for name, data in BAD_CONFIGS.items()},
-    **{f"feature: {name}": (422, "feature_unsupported", factors(1), config(**c)) for name, c in UNSUPPORTED.items()},
+    **{
+        f"feature: {name}": (422, "feature_unsupported", factors(1), config(**c, **(BESIDE if name in SERVED else {})))
+        for name, c in UNSUPPORTED.items()
+    },
     **FIT,
 }
 

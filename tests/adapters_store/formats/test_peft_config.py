@@ -107,6 +107,9 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
     "lora_ga": {"init_lora_weights": "lora_ga"},
     "unknown init": {"init_lora_weights": "brand_new"},
 }
+# cases of UNSUPPORTED that methods of their own serve (`adapters_store.formats.kinds`), and what they refuse beside it
+SERVED = frozenset({"qalora", "kasa", "velora", "monteclora", "bdlora", "bdlora flag", "pissa", "olora", "OLoRA"})
+BESIDE: dict[str, Any] = {"layer_replication": [[0, 2], [1, 3]]}
 
 
 @pytest.mark.parametrize("changes", UNSUPPORTED.values(), ids=UNSUPPORTED)

@@ -122,7 +122,8 @@ def check_damage(architecture: str, config: PeftConfig, folder: Path, *parts: st
                 continue
             base, _ = trained(architecture, config, folder)
             edit_tensors(folder, lambda tensors, how=how: change(tensors, how))  # type: ignore[misc]
-            refused(folder, base, code, match=part.removesuffix(".weight").rpartition(".")[2])
+            named = part.removesuffix(".weight").rpartition(".")[2]
+            refused(folder, base, code, match=named if how == "missing" else "")
     base, _ = trained(architecture, config, folder)
     edit_config(folder, made_up_by_a_later_release=True)
     refused(folder, base, "bad_config", match="made_up_by_a_later_release")
