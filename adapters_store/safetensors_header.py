@@ -20,7 +20,7 @@ from adapters_store.limits import HeaderLimits
 from adapters_store.magic import SNIFF_BYTES, sniff
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-INDICES = {"I32": torch.int32, "I64": torch.int64}
+INDICES = {"U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
 _AXES = range(1, 3)  # of a plain LoRA's tensors
 MAX_DIMENSION = 1 << 31
 MAX_NAME = 1024

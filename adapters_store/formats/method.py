@@ -94,6 +94,11 @@ class Target:
     def __contains__(self, part: str) -> bool:
         return part in self.entries
 
+    def length(self, part: str, axis: int) -> int:
+        """Of the first or the last axis (-1) of a part, as the file's header has it; 0 where there is none."""
+        shape = self.entries[part].shape if part in self else ()
+        return shape[axis] if shape else 0
+
     def tensor(self, part: str) -> torch.Tensor:
         """A part in float32; what bfloat16 and float16 hold it holds exactly."""
         return self.raw(part).float()

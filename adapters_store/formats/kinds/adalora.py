@@ -31,7 +31,7 @@ def _check(config: AdaLoraConfig) -> None:
 
 
 def _shapes(target: Target) -> Shapes:
-    rank = target.entries["lora_E"].shape[0] if "lora_E" in target else 0
+    rank = target.length("lora_E", 0)
     return {"lora_A": (rank, target.inputs), "lora_E": (rank, 1), "lora_B": (target.outputs, rank)}
 
 

@@ -22,7 +22,7 @@ def _shapes(target: Target) -> Shapes:
     refuse_kinds(target, "embedding", "conv1d")
     config = target.file.config
     sizes = {config.block_size, *(config.block_size_pattern or {}).values()}
-    found = target.entries["c3a_kernel"].shape[-1] if "c3a_kernel" in target else config.block_size
+    found = target.length("c3a_kernel", -1)
     size = found if found in sizes else config.block_size
     if size < 1 or target.inputs % size or target.outputs % size:
         target.refuse(f"is {target.outputs} x {target.inputs}, which blocks of {size} do not fill")
@@ -43,7 +43,7 @@ METHODS = (
         kind="c3a",
         peft_type="C3A",
         config=C3AConfig,
-        served="folded",
+        served="native",
         note="A dense delta as large as the weight, its circulant blocks written out.",
         source="arXiv 2407.19342",
         parts=frozenset({"c3a_kernel"}),

@@ -6,7 +6,7 @@ from adapters_store.formats.kinds.folding import dense, refuse_bias, refuse_kind
 from adapters_store.formats.method import AdapterFile, Method, Shapes, Target
 from adapters_store.formats.tuner_config import TunerConfig, unsupported
 from adapters_store.forms import Form
-from adapters_store.safetensors_header import DTYPES
+from adapters_store.safetensors_header import DTYPES, INDICES
 
 _DIAGONAL, _VALUES = "frod_lambda_l", "frod_lambda_s_values"
 _COMMON = ("frod_V", "frod_s_indices", "frod_s_size")
@@ -49,8 +49,8 @@ def _common(file: AdapterFile) -> Shapes:
     for name in file.matcher.targeted():
         basis, indices, size = (f"{part}.{category(name)}" for part in _COMMON)
         inputs = file.base.modules[name].in_features
-        count = file.common[indices].shape[-1] if indices in file.common else 0
-        found |= {basis: (inputs, inputs), indices: (2, count), size: (2,)}
+        shape = file.common[indices].shape if indices in file.common else ()
+        found |= {basis: (inputs, inputs), indices: (2, shape[1] if len(shape) == 2 else 0), size: (2,)}
     return found
 
 
@@ -64,9 +64,12 @@ def _forms(target: Target) -> list[Form]:
     """`U (S + L) V' - W`, where U is W V'^-1 with columns of length 1."""
     basis, indices, size = (f"{part}.{category(target.name)}" for part in _COMMON)
     file, inputs = target.file, target.inputs
-    places = file.read(file.common[indices]).long()
-    if file.read(file.common[size]).tolist() != [inputs, inputs] or not bool(((places >= 0) & (places < inputs)).all()):
-        target.refuse(f"has {inputs} inputs, but its sparse part lies beyond them", "bad_tensor_entry")
+    places = file.read(file.common[indices])
+    if places.is_floating_point() or file.read(file.common[size]).tolist() != [inputs, inputs]:
+        target.refuse(f"has {inputs} inputs, and a sparse part of another size or type", "bad_dtype")
+    if int(places.min()) < 0 or int(places.max()) >= inputs:
+        target.refuse(f"has {inputs} inputs, but its sparse part lies beyond them", "bad_index")
+    places = places.long()
     v, weight = file.tensor(basis).double(), target.weight(factored=True).double()
     try:
         u = torch.linalg.solve(v, weight.T).T
@@ -84,7 +87,7 @@ METHODS = (
         kind="frod",
         peft_type="FROD",
         config=FrodConfig,
-        served="folded",
+        served="native",
         note="A dense delta, made from the base's weights and the saved basis; a basis that is not saved is refused.",
         source="PEFT's peft.tuners.frod",
         parts=frozenset({_DIAGONAL, _VALUES}),
@@ -93,6 +96,6 @@ METHODS = (
         common_parts=frozenset(_COMMON),
         common=_common,
         check=_check,
-        dtypes=DTYPES | {"I64": torch.int64},
+        dtypes=DTYPES | INDICES,
     ),
 )

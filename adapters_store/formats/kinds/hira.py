@@ -18,8 +18,7 @@ class HiraConfig(TunerConfig):
 def _shapes(target: Target) -> Shapes:
     """PEFT 0.21.2 forgets `rank_pattern` for a model's first adapter: files have either rank, and neither scales."""
     refuse_kinds(target, "embedding")
-    found = target.entries["hira_A"].shape[0] if "hira_A" in target else 0
-    rank = target.file.config.r if found == target.file.config.r else target.rank
+    rank = target.file.config.r if target.length("hira_A", 0) == target.file.config.r else target.rank
     return {"hira_A": (rank, target.inputs), "hira_B": (target.outputs, rank)}
 
 
@@ -33,7 +32,7 @@ METHODS = (
         kind="hira",
         peft_type="HIRA",
         config=HiraConfig,
-        served="folded",
+        served="native",
         note="A dense delta, made from the base's weights, each as large as the weight itself; not on embeddings.",
         source="OpenReview TwJrTz9cRS",
         parts=frozenset({"hira_A", "hira_B", "hira_embedding_A", "hira_embedding_B"}),

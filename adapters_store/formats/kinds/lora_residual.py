@@ -85,7 +85,7 @@ def _method(
         peft_type="LORA",
         config=PeftConfig,
         served="folded",
-        note="A delta of twice the rank against the base as it was before training, made from the base's weights.",
+        note="A LoRA of twice the rank: what was taken from the base before training comes back.",
         source=source,
         parts=lora_parts.PARTS | ({_DIAGONAL} if kind == "kasa" else set()),
         shapes=shapes,

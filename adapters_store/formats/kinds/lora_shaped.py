@@ -28,7 +28,7 @@ def _number(fields: Mapping[str, Any] | bool | None, config: str, name: str) -> 
 
 def _narrow(target: Target, part: str, columns: int, count: int) -> bool:
     """Whether a factor of so many columns has `count` times fewer in the file."""
-    return part in target and count > 1 and target.entries[part].shape[-1] * count == columns
+    return count > 1 and target.length(part, -1) * count == columns
 
 
 def _qalora_shapes(target: Target) -> dict[str, Shape]:
@@ -125,7 +125,7 @@ METHODS = (
         "use_qalora",
         _qalora_shapes,
         _qalora,
-        "A low-rank delta, A repeated over each group of inputs.",
+        "A LoRA of rank r, A repeated over each group of inputs.",
         "arXiv 2309.14717",
     ),
     _method(
@@ -133,7 +133,7 @@ METHODS = (
         "use_bdlora",
         _bdlora_shapes,
         _bdlora,
-        "A low-rank delta, the blocks written out.",
+        "A LoRA of rank r, its blocks written out.",
         "PEFT's BdLoraConfig",
     ),
     _method(

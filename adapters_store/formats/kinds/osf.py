@@ -23,8 +23,8 @@ def _shapes(target: Target) -> Shapes:
     """The file's own S says how much of the base was kept; a fraction in the config is rounded to that."""
     refuse_kinds(target, "embedding", "conv1d")
     smaller = min(target.inputs, target.outputs)
-    found = target.entries[_S].shape[0] if _S in target else 0
-    if _S in target and found >= smaller:
+    found = target.length(_S, 0)
+    if found >= smaller:
         target.refuse(f"has {smaller} singular values, of which at least one must be kept; the file has {found}")
     return {_U: (target.outputs, found), _S: (found,), _V: (found, target.inputs)}
 
@@ -32,7 +32,7 @@ def _shapes(target: Target) -> Shapes:
 def _forms(target: Target) -> list[Form]:
     """`U S V - U0 S0 V0` of twice the rank: what is trained against what it was."""
     u, s, v = torch.linalg.svd(target.weight(factored=True), full_matrices=False)
-    low = target.entries[_S].shape[0]
+    low = target.length(_S, 0)
     b = torch.cat([target.tensor(_U) * target.tensor(_S), -u[:, -low:] * s[-low:]], dim=1)
     return delta(target, torch.cat([target.tensor(_V), v[-low:]]), b)
 
@@ -42,7 +42,7 @@ METHODS = (
         kind="osf",
         peft_type="OSF",
         config=OSFConfig,
-        served="folded",
+        served="native",
         note="A delta against the base's own lesser singular values, dense unless few of them were trained.",
         source="arXiv 2504.07097",
         parts=frozenset({_U, _S, _V}),

@@ -9,7 +9,7 @@ from adapters_store.formats.kinds.folding import refuse_bias, refuse_kinds
 from adapters_store.formats.method import AdapterFile, Method, Shapes, Target
 from adapters_store.formats.tuner_config import TunerConfig, bad
 from adapters_store.forms import LowRank
-from adapters_store.safetensors_header import DTYPES
+from adapters_store.safetensors_header import DTYPES, INDICES
 
 _THETA = "unilora_theta_d"
 _BYTES = 32  # per number of a factor, while the places are drawn
@@ -82,10 +82,8 @@ def _drawn(target: Target) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _saved(target: Target, factor: str) -> torch.Tensor:
-    theta, indices = target.file.tensor(_THETA), target.raw(f"unilora_indices_{factor}").long()
-    if bool((indices < 0).any()) or bool((indices >= len(theta)).any()):
-        target.refuse(f"names numbers beyond the vector's {len(theta)}", "bad_tensor_entry")
-    return theta[indices] * target.tensor(f"unilora_scales_{factor}")
+    theta = target.file.tensor(_THETA)
+    return theta[target.indices(f"unilora_indices_{factor}", len(theta))] * target.tensor(f"unilora_scales_{factor}")
 
 
 def _forms(target: Target) -> list[LowRank]:
@@ -100,7 +98,7 @@ METHODS = (
         peft_type="UNILORA",
         config=UniLoraConfig,
         served="folded",
-        note="A low-rank delta; which number stands where is saved, or drawn again from the seed.",
+        note="A LoRA of rank r; which number stands where is saved, or drawn again from the seed.",
         source="arXiv 2506.00799",
         parts=frozenset(f"unilora_{part}_{factor}" for part in ("indices", "scales") for factor in "AB"),
         shapes=_shapes,
@@ -109,6 +107,6 @@ METHODS = (
         common=_common,
         check=_check,
         implied=True,
-        dtypes=DTYPES | {"I64": torch.int64},
+        dtypes=DTYPES | INDICES,
     ),
 )

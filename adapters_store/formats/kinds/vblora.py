@@ -6,11 +6,10 @@ from adapters_store.formats.kinds.folding import refuse_bias, refuse_kinds
 from adapters_store.formats.method import AdapterFile, Method, Shapes, Target
 from adapters_store.formats.tuner_config import TunerConfig, bad
 from adapters_store.forms import LowRank
-from adapters_store.safetensors_header import DTYPES
+from adapters_store.safetensors_header import DTYPES, INDICES
 
 _LOGITS = ("vblora_logits_A", "vblora_logits_B")
 _BANK = "vblora_vector_bank"
-_INDICES = {"U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
 
 
 class VBLoRAConfig(TunerConfig):
@@ -58,9 +57,7 @@ def _mixtures(target: Target, part: str) -> torch.Tensor:
         logits, indices = target.tensor(part).topk(config.topk, dim=-1)
         weights = logits.softmax(dim=-1)
     else:
-        indices = target.raw(f"{part}_topk_indices").long()
-        if bool((indices < 0).any()) or bool((indices >= config.num_vectors).any()):
-            target.refuse(f"names vectors beyond the bank's {config.num_vectors}", "bad_tensor_entry")
+        indices = target.indices(f"{part}_topk_indices", config.num_vectors)
         weights = target.tensor(f"{part}_topk_weights")
         weights = torch.cat([weights, 1 - weights.sum(-1, keepdim=True)], dim=-1)
     return torch.stack([weights[..., k, None] * bank[indices[..., k]] for k in range(config.topk)]).sum(0)
@@ -81,7 +78,7 @@ METHODS = (
         peft_type="VBLORA",
         config=VBLoRAConfig,
         served="folded",
-        note="A low-rank delta, its factors put together from the bank.",
+        note="A LoRA of rank r, its factors put together from the bank.",
         source="arXiv 2405.15179",
         parts=frozenset(f"{part}{end}" for part in _LOGITS for end in ("", "_topk_indices", "_topk_weights")),
         shapes=_shapes,
@@ -89,6 +86,6 @@ METHODS = (
         common_parts=frozenset({_BANK}),
         common=_common,
         check=_check,
-        dtypes=DTYPES | _INDICES,
+        dtypes=DTYPES | INDICES,
     ),
 )

@@ -101,7 +101,7 @@ def refused(folder: Path, base: Any, code: str, match: str = "") -> None:
 
 
 def check_damage(architecture: str, config: PeftConfig, folder: Path, *parts: str, alone: bool = False) -> None:
-    """Each part missing, of a wrong shape, or not finite is refused, and so is a field that nobody knows.
+    """Each part missing, of a wrong shape, a single number, or not finite is refused, and so is an unknown field.
 
     alone: it is all that a module has, and a module without anything is only told of, as for a LoRA.
     """
@@ -113,10 +113,17 @@ def check_damage(architecture: str, config: PeftConfig, folder: Path, *parts: st
                 del tensors[name]
             elif how == "shape":
                 tensors[name] = torch.cat([tensors[name], tensors[name]])
+            elif how == "number":
+                tensors[name] = torch.tensor(1.0)
             else:
                 tensors[name].view(-1)[-1] = float("nan")
 
-        codes = {"missing": "shape_mismatch", "shape": "shape_mismatch", "nan": "nonfinite_weights"}
+        codes = {
+            "missing": "shape_mismatch",
+            "shape": "shape_mismatch",
+            "number": "shape_mismatch",
+            "nan": "nonfinite_weights",
+        }
         for how, code in codes.items():
             if alone and how == "missing":
                 continue

@@ -34,6 +34,14 @@ def test_equals_peft(tmp_path: Path, architecture: str) -> None:
 
 def test_damage_is_refused(tmp_path: Path) -> None:
     parts = ("frod_lambda_l", "frod_lambda_s_values", "frod_V.self_attn_q_proj")
+    # the places are whole numbers, so they cannot be NaN
+    base, _ = trained("llama", config("llama"), tmp_path)
+    for shape in ((), (2,), (2, 3, 1)):
+        place = torch.zeros(shape, dtype=torch.int64)
+        edit_tensors(
+            tmp_path, lambda tensors, place=place: tensors.update({"base_model.frod_s_indices.self_attn_q_proj": place})
+        )
+        refused(tmp_path, base, "shape_mismatch")
     check_damage("llama", config("llama"), tmp_path, *parts)
 
 
@@ -45,7 +53,7 @@ def test_a_place_beyond_the_core_is_refused(tmp_path: Path, place: int) -> None:
         tensors["base_model.frod_s_indices.self_attn_q_proj"][1, 0] = place
 
     edit_tensors(tmp_path, beyond)
-    refused(tmp_path, base, "bad_tensor_entry", match="beyond")
+    refused(tmp_path, base, "bad_index", match="beyond")
 
 
 def test_a_basis_that_is_not_saved_is_refused(tmp_path: Path) -> None:

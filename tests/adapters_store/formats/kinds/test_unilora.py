@@ -54,7 +54,7 @@ def test_a_place_beyond_the_vector_is_refused(tmp_path: Path) -> None:
         tensors[name][0, 0] = -1
 
     edit_tensors(tmp_path, beyond)
-    refused(tmp_path, base, "bad_tensor_entry", match="beyond the vector's 256")
+    refused(tmp_path, base, "bad_index", match="outside 0 to 255")
 
 
 def test_the_seed_and_nothing_else_draws(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_vector_beyond_the_bank_is_refused(tmp_path: Path) -> None:
         tensors[name][0, 0, 0] = 12
 
     edit_tensors(tmp_path, beyond)
-    refused(tmp_path, base, "bad_tensor_entry", match="beyond the bank's 12")
+    refused(tmp_path, base, "bad_index", match="outside 0 to 11")
 
 
 @pytest.mark.parametrize("changes", [{"topk": 0}, {"topk": 13}, {"vector_length": 0}])
