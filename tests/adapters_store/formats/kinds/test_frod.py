@@ -34,15 +34,15 @@ def test_equals_peft(tmp_path: Path, architecture: str) -> None:
 
 def test_damage_is_refused(tmp_path: Path) -> None:
     parts = ("frod_lambda_l", "frod_lambda_s_values", "frod_V.self_attn_q_proj")
-    # the places are whole numbers, so they cannot be NaN
-    base, _ = trained("llama", config("llama"), tmp_path)
-    for shape in ((), (2,), (2, 3, 1)):
-        place = torch.zeros(shape, dtype=torch.int64)
-        edit_tensors(
-            tmp_path, lambda tensors, place=place: tensors.update({"base_model.frod_s_indices.self_attn_q_proj": place})
-        )
-        refused(tmp_path, base, "shape_mismatch")
     check_damage("llama", config("llama"), tmp_path, *parts)
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3, 1)])
+def test_places_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    base, _ = trained("llama", config("llama"), tmp_path)
+    place = torch.zeros(shape, dtype=torch.int64)
+    edit_tensors(tmp_path, lambda tensors: tensors.update({"base_model.frod_s_indices.self_attn_q_proj": place}))
+    refused(tmp_path, base, "shape_mismatch")
 
 
 @pytest.mark.parametrize("place", [-1, 64])
