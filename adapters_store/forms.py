@@ -99,10 +99,9 @@ class SharedBasis:
 class GatedLowRank:
     """`y += w * (B (d * g(x) * (A x)) + bias)`: each token uses `active` of the ranks, chosen by a router of its own.
 
-        a: [r, in]; b: [out, r]; d: float32 [r]; bias: float32 [out] or None, as in `LowRank`; router: [rows, in] of a
-        floating type, rows a divisor of r; router_bias: float32 [r] or None; g: `kernels.reference.lora_gate`. Not on
-        embeddings. Source: SMoRA (ar    whose output adapters may scale; kept: decompositions of its weights.
-    iv 2501.15103).
+    a: [r, in]; b: [out, r]; d: float32 [r]; bias: float32 [out] or None, as in `LowRank`; router: [rows, in] of a
+    floating type, rows a divisor of r; router_bias: float32 [r] or None; g: `kernels.reference.lora_gate`. Not on
+    embeddings. Source: SMoRA (arXiv 2501.15103).
     """
 
     a: torch.Tensor
@@ -238,7 +237,8 @@ class BaseSpec:
     weight: reads a module's own weight in full precision, to compare with a copy of it inside an upload, or None;
     bias: its bias, likewise.
     aliases: other names that mean the base, and no adapter; rounded: `weight` gives what 8-bit products use; norms:
-    full name -> size of the layer norms and RMS norms whose output adapters may scale.
+    full name -> size of the layer norms and RMS norms whose output adapters may scale; kept: decompositions of its
+    weights.
     """
 
     id: str

@@ -20,6 +20,26 @@ def singular(target: Target, rank: int) -> Tensors:
     return target.file.base.kept.get(("singular", target.name, rank), make)
 
 
+def least(target: Target, count: int) -> Tensors:
+    """As `singular`, the smallest: U [out, count], S [count], V [count, in]."""
+
+    def make() -> Tensors:
+        left, values, right = torch.linalg.svd(target.weight(factored=True), full_matrices=False)
+        return left[:, -count:].clone(), values[-count:].clone(), right[-count:].clone()
+
+    return target.file.base.kept.get(("least", target.name, count), make)
+
+
+def orthogonal(target: Target, rank: int) -> Tensors:
+    """Of `W = Q R` the first: Q [out, rank], R [rank, in]."""
+
+    def make() -> Tensors:
+        q, r = torch.linalg.qr(target.weight(factored=True))
+        return q[:, :rank].clone(), r[:rank].clone()
+
+    return target.file.base.kept.get(("orthogonal", target.name, rank), make)
+
+
 def singular_of_transposed(target: Target, rank: int) -> Tensors:
     """As `singular`, with the signs that a decomposition of `W^T` gives."""
 

@@ -6,14 +6,22 @@ import torch
 
 from adapters_store.canonical import shorten
 from adapters_store.formats.method import Target
-from adapters_store.formats.tuner_config import unsupported
+from adapters_store.formats.tuner_config import bad, unsupported
 from adapters_store.forms import Dense, Form, LowRank, OutputScale
+
+_SEEDS = 1 << 62  # torch takes 64 bits; what is added to a seed must fit too
 
 
 def refuse_bias(config: Any) -> None:
     """Raises AdapterInvalid `feature_unsupported` for a config that trains the base's biases."""
     if config.bias != "none":
         unsupported([f'bias "{shorten(config.bias, 40)}"'])
+
+
+def refuse_seed(config: Any, name: str) -> None:
+    """Raises AdapterInvalid `bad_config` for a seed that no generator takes."""
+    if not 0 <= getattr(config, name) < _SEEDS:
+        bad(f"needs `{name}` of 0 to 2**62", name)
 
 
 def refuse_kinds(target: Target, *kinds: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from adapters_store.formats.kinds import lora_parts
+from adapters_store.formats.kinds import decomposed, lora_parts
 from adapters_store.formats.kinds.folding import delta, refuse_kinds
 from adapters_store.formats.method import Method, Shape, Target
 from adapters_store.formats.peft_config import PeftConfig
@@ -48,21 +48,20 @@ def _against(target: Target, taken: tuple[torch.Tensor, torch.Tensor], scale: to
 
 def _kasa(target: Target) -> list[Form]:
     """The least r singular values of the base are gone: `KasaLinearVariant`."""
-    u, s, v = torch.linalg.svd(target.weight(factored=True), full_matrices=False)
-    taken = u[:, -target.rank :] * s[-target.rank :], v[-target.rank :]
-    return _against(target, taken, target.tensor(_DIAGONAL))
+    u, s, v = decomposed.least(target, target.rank)
+    return _against(target, (u * s, v), target.tensor(_DIAGONAL))
 
 
 def _pissa(target: Target) -> list[Form]:
     """The greatest r singular values of the base were the adapter's start: `LoraLayer.pissa_init`."""
-    u, s, v = torch.linalg.svd(target.weight(factored=True), full_matrices=False)
-    return _against(target, (u[:, : target.rank] * s[: target.rank], v[: target.rank]))
+    u, s, v = decomposed.singular(target, target.rank)
+    return _against(target, (u * s[: target.rank], v))
 
 
 def _olora(target: Target) -> list[Form]:
     """The first r columns of Q and rows of R were the adapter's start: `LoraLayer.olora_init`."""
-    q, r = torch.linalg.qr(target.weight(factored=True))
-    return _against(target, (q[:, : target.rank] * lora_parts.scale(target), r[: target.rank]))
+    q, r = decomposed.orthogonal(target, target.rank)
+    return _against(target, (q * lora_parts.scale(target), r))
 
 
 def _starts(name: str) -> Callable[[Mapping[str, Any]], bool]:

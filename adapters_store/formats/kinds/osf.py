@@ -2,6 +2,7 @@
 
 import torch
 
+from adapters_store.formats.kinds import decomposed
 from adapters_store.formats.kinds.folding import delta, refuse_kinds
 from adapters_store.formats.method import Method, Shapes, Target
 from adapters_store.formats.tuner_config import TunerConfig
@@ -31,10 +32,9 @@ def _shapes(target: Target) -> Shapes:
 
 def _forms(target: Target) -> list[Form]:
     """`U S V - U0 S0 V0` of twice the rank: what is trained against what it was."""
-    u, s, v = torch.linalg.svd(target.weight(factored=True), full_matrices=False)
-    low = target.length(_S, 0)
-    b = torch.cat([target.tensor(_U) * target.tensor(_S), -u[:, -low:] * s[-low:]], dim=1)
-    return delta(target, torch.cat([target.tensor(_V), v[-low:]]), b)
+    u, s, v = decomposed.least(target, target.length(_S, 0))
+    b = torch.cat([target.tensor(_U) * target.tensor(_S), -u * s], dim=1)
+    return delta(target, torch.cat([target.tensor(_V), v]), b)
 
 
 METHODS = (

@@ -4,7 +4,8 @@ from typing import Literal
 
 import torch
 
-from adapters_store.formats.kinds.folding import refuse_kinds
+from adapters_store.formats.kinds import decomposed
+from adapters_store.formats.kinds.folding import refuse_kinds, refuse_seed
 from adapters_store.formats.method import Method, Shapes, Target
 from adapters_store.formats.tuner_config import TunerConfig, bad
 from adapters_store.forms import SharedBasis
@@ -32,9 +33,10 @@ class PsoftConfig(TunerConfig):
 
 
 def _check(config: PsoftConfig) -> None:
+    refuse_seed(config, "random_seed")
     if not (config.num_cayley_neumann_terms <= _MAX_STEPS and 0 <= config.psoft_svd_lowrank_niter <= _MAX_STEPS):
         bad(f"has more than {_MAX_STEPS} terms or iterations", "num_cayley_neumann_terms")
-    if config.ab_svd_init == "pissa_init" and config.psoft_alpha <= 0:
+    if config.psoft_alpha <= 0:
         bad("needs a positive `psoft_alpha`", "psoft_alpha")
 
 
@@ -87,11 +89,16 @@ def _cayley(weight: torch.Tensor, config: PsoftConfig) -> torch.Tensor:
 
 def _principal(target: Target) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """U [out, r], S [r], V [r, in] of the base's weight."""
-    config, weight = target.file.config, target.weight(factored=True)
+    config = target.file.config
     if config.psoft_svd == "full":
-        u, s, v = torch.linalg.svd(weight, full_matrices=False)
-        return u[:, : config.r], s[: config.r], v[: config.r]
-    return _randomised(weight, config.r, config.psoft_svd_lowrank_niter, config.random_seed)
+        u, s, v = decomposed.singular(target, config.r)
+        return u, s[: config.r], v
+    numbers = (config.r, config.psoft_svd_lowrank_niter, config.random_seed)
+    kept = target.file.base.kept
+    u, s, v = kept.get(
+        ("randomised", target.name, *numbers), lambda: _randomised(target.weight(factored=True), *numbers)
+    )
+    return u, s, v
 
 
 def _randomised(
@@ -105,7 +112,7 @@ def _randomised(
         q = torch.linalg.qr(tall @ torch.linalg.qr(tall.T @ q).Q).Q
     u, s, v = torch.linalg.svd(q.T @ tall, full_matrices=False)
     u = q @ u
-    return (u, s, v) if tall is weight else (v.T, s, u.T)
+    return (u, s, v) if tall is weight else (v.T.contiguous(), s, u.T.contiguous())
 
 
 def _forms(target: Target) -> list[SharedBasis]:
@@ -116,7 +123,7 @@ def _forms(target: Target) -> list[SharedBasis]:
         core = s.double()[:, None] * core
     else:
         core = s.double().sqrt()[:, None] * core * s.double().sqrt()
-    return [SharedBasis(u.contiguous(), v.contiguous(), core.float())]
+    return [SharedBasis(u, v, core.float())]
 
 
 METHODS = (

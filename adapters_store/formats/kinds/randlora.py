@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from adapters_store.formats.kinds.folding import dense, refuse_bias, refuse_kinds
+from adapters_store.formats.kinds.folding import dense, refuse_bias, refuse_kinds, refuse_seed
 from adapters_store.formats.kinds.vera import largest
 from adapters_store.formats.method import AdapterFile, Method, Shapes, Target
 from adapters_store.formats.tuner_config import TunerConfig
@@ -26,6 +26,11 @@ class RandLoraConfig(TunerConfig):
     randlora_alpha: float = 640
     bias: str = "none"
     init_weights: bool = True
+
+
+def _check(config: RandLoraConfig) -> None:
+    refuse_bias(config)
+    refuse_seed(config, "projection_prng_key")
 
 
 def _bases(inputs: int, outputs: int, rank: int) -> int:
@@ -108,6 +113,6 @@ METHODS = (
         forms=_forms,
         common_parts=frozenset({_A, _B}),
         common=_common,
-        check=refuse_bias,
+        check=_check,
     ),
 )

@@ -3,7 +3,7 @@
 import torch
 
 from adapters_store.errors import AdapterInvalid
-from adapters_store.formats.kinds.folding import refuse_bias
+from adapters_store.formats.kinds.folding import refuse_bias, refuse_seed
 from adapters_store.formats.method import AdapterFile, Method, Shapes, Target
 from adapters_store.formats.tuner_config import TunerConfig, bad
 from adapters_store.forms import SharedBasis
@@ -26,6 +26,7 @@ class TinyLoraConfig(TunerConfig):
 
 def _check(config: TinyLoraConfig) -> None:
     refuse_bias(config)
+    refuse_seed(config, "projection_seed")
     if config.u < 1 or not 0 <= config.weight_tying <= 1:
         bad("needs `u` of at least 1 and `weight_tying` of 0 to 1", "u")
 

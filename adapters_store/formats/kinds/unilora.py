@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from adapters_store.errors import AdapterInvalid
-from adapters_store.formats.kinds.folding import refuse_bias, refuse_kinds
+from adapters_store.formats.kinds.folding import refuse_bias, refuse_kinds, refuse_seed
 from adapters_store.formats.method import AdapterFile, Method, Shapes, Target
 from adapters_store.formats.tuner_config import TunerConfig, bad
 from adapters_store.forms import LowRank
@@ -29,8 +29,9 @@ class UniLoraConfig(TunerConfig):
 
 def _check(config: UniLoraConfig) -> None:
     refuse_bias(config)
-    if config.theta_d_length < 1 or config.proj_seed < 0:
-        bad("needs `theta_d_length` of at least 1 and `proj_seed` of at least 0", "theta_d_length")
+    refuse_seed(config, "proj_seed")
+    if config.theta_d_length < 1:
+        bad("needs `theta_d_length` of at least 1", "theta_d_length")
 
 
 def _common(file: AdapterFile) -> Shapes:

@@ -2,7 +2,7 @@
 
 import torch
 
-from adapters_store.formats.kinds.folding import refuse_bias, refuse_kinds
+from adapters_store.formats.kinds.folding import refuse_bias, refuse_kinds, refuse_seed
 from adapters_store.formats.method import AdapterFile, Method, Shapes, Target
 from adapters_store.formats.tuner_config import TunerConfig, unsupported
 from adapters_store.forms import LowRank
@@ -32,8 +32,13 @@ class PveraConfig(TunerConfig):
     generator_seed: int | None = None  # of training's samples
 
 
-def _check_pvera(config: PveraConfig) -> None:
+def _check(config: VeraConfig | PveraConfig) -> None:
     refuse_bias(config)
+    refuse_seed(config, "projection_prng_key")
+
+
+def _check_pvera(config: PveraConfig) -> None:
+    _check(config)
     if config.sample_at_inference:
         unsupported(["sample_at_inference (answers would be random)"])
 
@@ -99,7 +104,7 @@ METHODS = (
         forms=_VERA.forms,
         common_parts=_VERA.common_parts,
         common=_VERA.common,
-        check=refuse_bias,
+        check=_check,
     ),
     Method(
         kind="pvera",
