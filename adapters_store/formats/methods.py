@@ -82,6 +82,11 @@ METHODS: tuple[Method, ...] = (
 DECLINED: Mapping[str, str] = {
     "ADAMSS": "which outputs each of its parts changes is not in its file, but in a random clustering of the base",
     "LILY": "its router averages over all tokens of a batch, so an answer would depend on other requests",
+    "WARA": "its wavelets mix neighbouring tokens, so a token would depend on later ones",
+    "WELORE": "it compresses the base model, which no request can choose",
+    "SLTRAIN": "it is a way to train the base model, as a low-rank and a sparse part, which no request can choose",
+    "PELA": "it compresses the base model, which no request can choose",
+    "LQ_LORA": "its LoRA is right only over the quantised base that was made with it, which is not served",
 }
 
 

@@ -35,7 +35,7 @@ def types() -> list[Known]:
     """By `peft_type`: PEFT's own and ours; a variant of a LoRA is named after it."""
     known = [Known("LORA", "native", "Served from its file as it is.", "arXiv 2106.09685")]
     known += [_of_method(_type_name(method), method) for method in methods.METHODS]
-    known += [Known(name, "declined", f"Because {reason}.", "PEFT") for name, reason in methods.DECLINED.items()]
+    known += [_declined(name, name, "PEFT" if name in peft_types.PEFT_TYPES else "ours") for name in methods.DECLINED]
     missing = sorted(peft_types.PEFT_TYPES - {each.name for each in known})
     known += [Known(name, "declined", "There is no importer yet.", "PEFT") for name in missing]
     return sorted(known, key=lambda each: each.name)
@@ -74,9 +74,16 @@ def _of_paper(paper: Paper) -> Known:
         status: Status = "native" if any(method.served == "native" for method in serving) else "folded"
         by = ", ".join(f"`{_type_name(method)}`" for method in serving)
         return Known(paper.name, status, f"{' '.join(method.note for method in serving)} {by}.", paper.source)
+    if paper.peft_type:
+        return _declined(paper.name, paper.peft_type, paper.source)
     if paper.kinds:
         return Known(paper.name, "declined", "There is no importer yet.", paper.source)
     return Known(paper.name, paper.status, paper.note, paper.source)
+
+
+def _declined(name: str, peft_type: str, source: str) -> Known:
+    reason = methods.DECLINED[peft_type]
+    return Known(name, "declined", f"{reason[0].upper()}{reason[1:]}.", source)
 
 
 def _of_method(name: str, method: Method) -> Known:
