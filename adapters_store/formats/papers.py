@@ -72,7 +72,7 @@ PAPERS: tuple[Paper, ...] = (
     _by("SVD-free (DCT) low-rank optimiser", "arXiv 2505.17967", "full_delta"),
     _by("TriAdaptLoRA", "arXiv 2501.08008", "triadaptlora"),
     _by("SaRA", "arXiv 2409.06633", "sara"),
-    _lora("BA-LoRA", "arXiv 2408.04556", "A LoRA as PEFT writes it; one begun as PiSSA must be converted by PEFT."),
+    _lora("BA-LoRA", "arXiv 2408.04556", "A LoRA as PEFT writes it; one begun as PiSSA has twice the rank here."),
     _none("NIW-Meta", "arXiv 2306.09702", "Few-shot learning."),
     _lora("LoRA-GGPO", "arXiv 2502.14538"),
     _refused("WeLore", "arXiv 2407.11239", "WELORE"),
