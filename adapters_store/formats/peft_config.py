@@ -55,6 +55,7 @@ _UNSERVED = (
     "use_qalora",
     "velora_config",
 )
+_WHY = {"arrow_config": " (its router mixes other adapters, which one upload does not hold)"}
 # these train against a base from which the adapter's start was subtracted; on the original base they are wrong
 _RESIDUAL_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica")
@@ -80,7 +81,7 @@ def parse(data: bytes, max_bytes: int) -> PeftConfig:
 def unserved_features(config: PeftConfig, served: Collection[str] = ()) -> list[str]:
     """What is on of a LoRA's config and cannot be served. served: fields of it that the caller knows how to serve."""
     refused = [name for name in _UNSERVED if name not in served]
-    found = [name for name in refused if getattr(config, name) not in (None, False, {}, [])]
+    found = [name + _WHY.get(name, "") for name in refused if getattr(config, name) not in (None, False, {}, [])]
     found += unserved(config)
     if config.bias != "none":
         found.append(f'bias "{config.bias}"')

@@ -124,6 +124,11 @@ def test_all_unserved_features_are_listed_at_once() -> None:
     assert all(name in message for name in ("use_dora", "bias", "layer_replication"))
 
 
+def test_a_router_over_other_adapters_is_refused_with_the_reason() -> None:
+    _, message = refusal(json.dumps(config(arrow_config={"top_k": 3})).encode())
+    assert "mixes other adapters" in message
+
+
 def test_a_residual_start_names_the_way_out() -> None:
     _, message = refusal(json.dumps(config(init_lora_weights="pissa")).encode())
     assert "path_initial_model_for_weight_conversion" in message
