@@ -237,8 +237,10 @@ class BaseSpec:
     weight: reads a module's own weight in full precision, to compare with a copy of it inside an upload, or None;
     bias: its bias, likewise.
     aliases: other names that mean the base, and no adapter; rounded: `weight` gives what 8-bit products use; norms:
-    full name -> size of the layer norms and RMS norms whose output adapters may scale; kept: decompositions of its
-    weights.
+    full name -> size of the layer norms and RMS norms whose output adapters may scale; norm_offsets: what some of them
+    add to their weight before they multiply (Gemma: 1), for the others 0; norm_biases: those that have a bias;
+    input_embedding: name of the embedding of the prompt's tokens; kv: layers, key-value heads, and size of a head; kept:
+    decompositions of its weights.
     """
 
     id: str
@@ -252,6 +254,10 @@ class BaseSpec:
     bias: Callable[[str], torch.Tensor] | None = field(default=None, compare=False, repr=False)
     norms: Mapping[str, int] = field(default_factory=dict)
     kept: Kept = field(default_factory=Kept, compare=False, repr=False)
+    norm_offsets: Mapping[str, float] = field(default_factory=dict)
+    norm_biases: frozenset[str] = frozenset()
+    input_embedding: str | None = None
+    kv: tuple[int, int, int] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

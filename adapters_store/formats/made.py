@@ -76,6 +76,7 @@ def forms_of(method: Method, opened: Opened) -> Iterator[tuple[str, tuple[Form, 
     """The forms of one module after another, so that an inspection holds one module's only."""
     replaced = {item.module: item for item in opened.replaced}
     targets = {target.name: target for target in opened.file.targets}
+    also = method.also(opened.file)
     for name in opened.file.base.modules:
         forms: list[Form] = []
         if name in replaced:
@@ -84,6 +85,7 @@ def forms_of(method: Method, opened: Opened) -> Iterator[tuple[str, tuple[Form, 
             forms.append(ReplacedWeight(opened.file.read(item.weight), bias))
         if name in targets:
             forms += method.forms(targets[name])
+        forms += also.get(name, ())
         if forms:
             yield name, tuple(forms)
 

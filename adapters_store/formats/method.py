@@ -1,6 +1,6 @@
 """What a method of adapting is to the importer: its file's parts, their shapes, and the forms that they make."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NoReturn, TypeVar
@@ -174,9 +174,11 @@ class Method:
     kind: as `AdapterInfo` shows it; peft_type, when: which configs are this method's; config: their fields;
     parts: names of a module's tensors after the module's own; spellings: ends of names as authors write them, and what
     they mean; shapes: what a module must hold, to the last part (it may look into `entries`, which are headers only);
-    forms: what they mean; common: shapes of tensors of no module, whose names, or what of them stands before a dot, are
-    in `common_parts`; context, invocation: as in `AdapterWeights`; check: refuses a config with AdapterInvalid before
-    any weight is read; implied: the selected modules are changed though the file may hold nothing of their own; dtypes:
+    forms: what they mean; beside: modules that hold parts though the config does not select them; also: forms of
+    modules of which the file holds nothing (a tied head); norms: the modules are the base's norms, seen as square
+    linears; common: shapes of tensors of no module, whose names, or what of them stands before a dot, are in
+    `common_parts`; context, invocation: as in `AdapterWeights`; check: refuses a config with AdapterInvalid before any
+    weight is read; implied: the selected modules are changed though the file may hold nothing of their own; dtypes:
     those that a file may hold, by safetensors' name; knobs: what a request may choose (`adapters_store.variants`),
     which forms and context find in `AdapterFile.variant`.
     served: whether forms of its own or a plain low-rank delta; note: what a reader should know, one sentence; source:
@@ -193,6 +195,9 @@ class Method:
     spellings: Mapping[str, str] = field(default_factory=dict)
     shapes: Callable[[Target], Shapes] = field(default=lambda _: {})
     forms: Callable[[Target], Iterable[Form]] = field(default=lambda _: ())
+    beside: Callable[[AdapterFile], Collection[str]] = field(default=lambda _: ())
+    also: Callable[[AdapterFile], Mapping[str, Iterable[Form]]] = field(default=lambda _: {})
+    norms: bool = False
     common_parts: frozenset[str] = frozenset()
     common: Callable[[AdapterFile], Shapes] = _no_shapes
     context: Callable[[AdapterFile], Context | None] = field(default=lambda _: None)

@@ -1,7 +1,7 @@
 """Opens the file of a method: config and header against the base, shapes before values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
@@ -15,7 +15,7 @@ from adapters_store.formats.peft_keys import ModuleTensors
 from adapters_store.formats.peft_match import Matcher
 from adapters_store.formats.peft_plan import ReplacementPlan
 from adapters_store.formats.tensors import read
-from adapters_store.forms import BaseSpec
+from adapters_store.forms import BaseSpec, ModuleSpec
 from adapters_store.info import Notice
 from adapters_store.limits import Limits
 from adapters_store.safetensors_header import TensorEntry, read_header
@@ -51,6 +51,7 @@ def open_file(
     if features := tuner_config.unserved(config):
         tuner_config.unsupported(features)
     method.check(config)
+    base = _norms(base) if method.norms else base
     entries = read_header(weights, limits.header, method.dtypes, _AXES).values()
     common = {peft_keys.strip(entry.name): entry for entry in entries if _is_common(method, entry)}
     own = [entry for entry in entries if not _is_common(method, entry)]
@@ -75,6 +76,14 @@ def open_file(
     for target in file.targets:
         _check_shapes(target.name, target.entries, method.shapes(target))
     return opened
+
+
+def _norms(base: BaseSpec) -> BaseSpec:
+    """The base as if its norms were its modules."""
+    modules = {
+        name: ModuleSpec("linear", size, size, bias=name in base.norm_biases) for name, size in base.norms.items()
+    }
+    return replace(base, modules=modules)
 
 
 def _is_common(method: Method, entry: TensorEntry) -> bool:
@@ -116,7 +125,7 @@ def _check_targets(opened: Opened, method: Method) -> None:
     if not targeted and not opened.replaced:
         raise peft_plan.no_targets(matcher.config, file.base)
     for name, parts in file.modules.items():
-        if name not in targeted:
+        if name not in targeted and name not in method.beside(file):
             raise peft_plan.unused(next(iter(parts.values())), "targets a module that the config does not select")
     if not file.modules and not opened.replaced and not file.common:
         raise AdapterInvalid(

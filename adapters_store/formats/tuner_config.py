@@ -6,8 +6,8 @@ since a feature that is on and ignored would serve wrong output.
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Iterable
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -33,7 +33,9 @@ class CommonConfig(BaseModel):
 
 
 class TunerConfig(CommonConfig):
-    """Of a method that changes modules: which ones."""
+    """Of a method that changes modules: which ones. least_rank: what `r` may be, where it is no plain rank."""
+
+    least_rank: ClassVar[int] = 1
 
     r: int = 8
     target_modules: list[str] | str | None = None
@@ -98,9 +100,10 @@ def unsupported(features: list[str]) -> NoReturn:
 
 
 def _check_tuner(config: TunerConfig) -> None:
-    ranks = [config.r, *_ranks(config.rank_pattern or {})]
-    if min(ranks) < 1:
-        raise AdapterInvalid(f"adapter_config.json has rank {min(ranks)}; ranks start at 1.", code="rank_limit")
+    ranks = _ranks([config.r, *(config.rank_pattern or {}).values()])
+    if min(ranks, default=config.least_rank) < config.least_rank:
+        problem = f"adapter_config.json has rank {min(ranks)}; ranks start at {config.least_rank}."
+        raise AdapterInvalid(problem, code="rank_limit")
     if not config.target_modules:
         bad("has no `target_modules`; write the list of modules that the adapter changes", "target_modules")
     if isinstance(config.target_modules, str) and (config.layers_to_transform is not None or config.layers_pattern):
@@ -116,9 +119,9 @@ def _check_tuner(config: TunerConfig) -> None:
         bad("has a pattern with control characters")
 
 
-def _ranks(pattern: Mapping[str, Any]) -> list[int]:
-    """AdaLoRA writes lists there, of what was kept."""
-    return [rank for rank in pattern.values() if isinstance(rank, int)]
+def _ranks(found: Iterable[Any]) -> list[int]:
+    """AdaLoRA writes lists in its pattern, of what was kept; Super-Tuning null where there is no LoRA."""
+    return [rank for rank in found if isinstance(rank, int)]
 
 
 def _names_transformers(mapping: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adapters_store.forms import BaseSpec, ModuleSpec
+from server.model.facts import attention_shape
 
 
 def adapter_kind(module: nn.Module) -> Literal["linear", "conv1d", "embedding"] | None:
@@ -55,20 +56,49 @@ def base_spec(model: nn.Module, identity: str, fingerprint: str, aliases: tuple[
         lambda name: _weight(model.get_submodule(name)),
         aliases,
         bias=lambda name: _bias(model.get_submodule(name)),
-        norms=_norms(model),
+        **norm_facts(model),
+        input_embedding=next((name for name, module in model.named_modules() if module is input_module), None),
+        kv=_kv(model),
     )
 
 
-def _norms(model: nn.Module) -> dict[str, int]:
-    """Norms over the model's whole width, by name: those over single heads do not see a token as a row."""
+def norm_facts(model: nn.Module) -> dict[str, Any]:
+    """The fields of `BaseSpec` about norms over the model's whole width: those over single heads see no token as a row.
+
+    A norm that neither multiplies with its weight nor with one plus it (Gemma) is left out.
+    """
     config: Any = model.config
     width = int(config.get_text_config(decoder=True).hidden_size)
-    found = {}
+    norms, offsets, biases = {}, {}, set()
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if type(module).__name__.endswith("Norm") and isinstance(weight, torch.Tensor) and weight.shape == (width,):
-            found[name] = width
-    return found
+            offset = _offset(module, weight)
+            if offset not in (0.0, 1.0):
+                continue
+            norms[name] = width
+            if offset:
+                offsets[name] = offset
+            if getattr(module, "bias", None) is not None:
+                biases.add(name)
+    return {"norms": norms, "norm_offsets": offsets, "norm_biases": frozenset(biases)}
+
+
+def _offset(norm: nn.Module, weight: torch.Tensor) -> float:
+    """What the norm adds to its weight, of a row that it leaves as it is: mean 0, mean square 1."""
+    row = torch.ones_like(weight)
+    row[1::2] = -1
+    bias = getattr(norm, "bias", None)
+    with torch.no_grad():
+        y = norm(row[None])[0]
+        gain = (y - bias if isinstance(bias, torch.Tensor) else y) * row
+        return round(float((gain.float() - weight.float()).median()), 2) + 0.0
+
+
+def _kv(model: nn.Module) -> tuple[int, int, int]:
+    config: Any = model.config
+    text = config.get_text_config(decoder=True)
+    return (int(text.num_hidden_layers), *attention_shape(text)[1:])
 
 
 def _scales(embedding: nn.Module) -> bool:

@@ -18,6 +18,8 @@ from adapters_store.info import AdapterInfo
 from adapters_store.log import Log
 from adapters_store.objects import Objects
 from adapters_store.registry import AdapterRegistry
+from server.model.facts import attention_shape
+from server.model.spec import norm_facts
 
 WIDTH, NARROW, WIDE, VOCABULARY = 8, 4, 12, 32
 MODULES = {
@@ -100,14 +102,28 @@ def spec_of(model: Any, identity: str = "tiny") -> BaseSpec:
             modules[name] = ModuleSpec("embedding", module.num_embeddings, module.embedding_dim, scale=scale)
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+    def weight(name: str) -> torch.Tensor:
+        found: torch.Tensor = model.get_submodule(name).weight
+        return found
+
+    def bias(name: str) -> torch.Tensor:
+        found: torch.Tensor = model.get_submodule(name).bias
+        return found
+
+    embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    kv = (model.config.num_hidden_layers, *attention_shape(model.config)[1:])
     return BaseSpec(
         identity,
         "f" * 64,
         modules,
         head,
         tied,
-        weight=lambda name: model.get_submodule(name).weight,
-        bias=lambda name: model.get_submodule(name).bias,
+        weight=weight,
+        bias=bias,
+        **norm_facts(model),
+        input_embedding=embedding,
+        kv=kv,
     )
 
 

@@ -59,3 +59,32 @@ def test_own_weights_can_be_read_before_and_after_wrapping() -> None:
 
 def test_the_position_table_of_opt_is_no_target() -> None:
     assert "model.decoder.embed_positions" not in base_spec(tiny_model("opt"), "", "").modules
+
+
+def test_norms_as_wide_as_the_model() -> None:
+    llama, gpt2 = base_spec(tiny_model("llama"), "", ""), base_spec(tiny_model("gpt2"), "", "")
+    assert llama.norms["model.layers.1.input_layernorm"] == llama.norms["model.norm"] == 64
+    assert len(llama.norms) == 3 * 2 + 1
+    assert not llama.norm_offsets
+    assert not llama.norm_biases
+    assert set(gpt2.norms) == gpt2.norm_biases
+    assert not gpt2.norm_offsets
+    gemma = base_spec(tiny_model("gemma"), "", "")
+    assert gemma.norm_offsets == dict.fromkeys(gemma.norms, 1.0)
+    assert not any("q_norm" in name for name in base_spec(tiny_model("qwen3"), "", "").norms)
+
+
+def test_a_norm_of_another_kind_is_left_out() -> None:
+    class TwiceNorm(nn.LayerNorm):
+        def forward(self, input):  # type: ignore[no-untyped-def]  # noqa: A002, ANN001, ANN202
+            return super().forward(input) * 2
+
+    model = tiny_model("gpt2")
+    model.transformer.ln_f = TwiceNorm(64)
+    assert "transformer.ln_f" not in base_spec(model, "", "").norms
+
+
+def test_the_embedding_of_the_prompt_and_the_shape_of_the_cache() -> None:
+    llama, gpt2 = base_spec(tiny_model("llama"), "", ""), base_spec(tiny_model("gpt2"), "", "")
+    assert (llama.input_embedding, llama.kv) == ("model.embed_tokens", (3, 2, 16))
+    assert (gpt2.input_embedding, gpt2.kv) == ("transformer.wte", (3, 4, 16))

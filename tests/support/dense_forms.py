@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from transformers import DynamicCache
 
 from adapters_store.forms import (
     AdapterWeights,
+    Context,
     Dense,
     Form,
     GatedLowRank,
@@ -22,22 +24,61 @@ Hooked = Any
 
 
 def logits(base: Any, weights: AdapterWeights, ids: torch.Tensor) -> torch.Tensor:
-    """float32 [1, T, vocabulary] of ids int64 [1, T], the base untouched; virtual tokens are not done here."""
+    """float32 [1, T, vocabulary] of ids int64 [1, T], the base untouched."""
     model = copy.deepcopy(base)
+    acts = _acting(ids[0].tolist(), list(weights.invocation))
     for name, forms in weights.modules.items():
         module = model.get_submodule(name)
         for form in forms:
             if isinstance(form, InputTransform):
-                module.register_forward_hook(_transformed(form))
+                module.register_forward_hook(_where(acts, _transformed(form)))
         for form in forms:
             if not isinstance(form, InputTransform | OutputScale):
-                module.register_forward_hook(_added(form))
+                module.register_forward_hook(_where(acts, _added(form)))
         for form in forms:
             if isinstance(form, OutputScale):
-                module.register_forward_hook(_scaled(form))
+                module.register_forward_hook(_where(acts, _scaled(form)))
     with torch.inference_mode():
-        found: torch.Tensor = model(ids, use_cache=False).logits
+        found: torch.Tensor = _run(model, weights.context, ids)
     return found
+
+
+def _run(model: Any, context: Context | None, ids: torch.Tensor) -> torch.Tensor:
+    """Virtual tokens stand before the embeddings of the ids, or lie in the cache at the first positions."""
+    found: torch.Tensor
+    if context is None:
+        found = model(ids, use_cache=False).logits
+    elif context.embeddings is not None:
+        embedded = model.get_input_embeddings()(ids)
+        whole = torch.cat([context.embeddings[None], embedded], dim=1)
+        found = model(inputs_embeds=whole, use_cache=False).logits[:, context.num_tokens :]
+    else:
+        assert context.keys is not None
+        assert context.values is not None
+        cache = DynamicCache(config=model.config)
+        for layer, (keys, values) in enumerate(zip(context.keys, context.values, strict=True)):
+            cache.update(keys.transpose(0, 1)[None], values.transpose(0, 1)[None], layer)
+        found = model(ids, past_key_values=cache).logits
+    return found
+
+
+def _acting(ids: list[int], invocation: list[int]) -> torch.Tensor | None:
+    """bool [T, 1]: where the adapter acts; None: everywhere."""
+    if not invocation:
+        return None
+    starts = [at for at in range(len(ids)) if ids[at : at + len(invocation)] == invocation]
+    first = starts[-1] if starts else len(ids)
+    return torch.arange(len(ids))[:, None] >= first
+
+
+def _where(acts: torch.Tensor | None, hook: Hooked) -> Hooked:
+    if acts is None:
+        return hook
+
+    def apply(module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        return torch.where(acts, hook(module, inputs, output), output)
+
+    return apply
 
 
 def matrix(form: Dense | Sparse, columns: int) -> torch.Tensor:

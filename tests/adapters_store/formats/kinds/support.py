@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,15 @@ def randomise(name: str, parameter: torch.Tensor) -> None:
 
 
 def trained(
-    architecture: str, config: PeftConfig, folder: Path, seed: int = 0, change: Randomise = randomise
+    architecture: str,
+    config: PeftConfig,
+    folder: Path,
+    seed: int = 0,
+    change: Randomise = randomise,
+    sizes: Mapping[str, int] | None = None,
 ) -> tuple[Any, PeftModel]:
-    """A base, and an adapter on a copy of it, all its trained parts random, saved in `folder`."""
-    base = tiny_model(architecture)
+    """A base, and an adapter on a copy of it, all its trained parts random, saved in `folder`. sizes: of the base."""
+    base = tiny_model(architecture, **(sizes or {}))
     torch.manual_seed(seed)
     adapted = get_peft_model(copy.deepcopy(base), config)
     with torch.no_grad():
@@ -62,17 +67,23 @@ def imported(folder: Path, base: Any, limits: Limits = LIMITS) -> tuple[Imported
     )
 
 
-def check(architecture: str, config: PeftConfig, folder: Path, change: Randomise = randomise) -> Imported:
+def check(
+    architecture: str,
+    config: PeftConfig,
+    folder: Path,
+    change: Randomise = randomise,
+    sizes: Mapping[str, int] | None = None,
+) -> Imported:
     """PEFT's logits against the forms', and against those of another adapter of the same method, which must differ."""
-    base, adapted = trained(architecture, config, folder / "a", change=change)
+    base, adapted = trained(architecture, config, folder / "a", change=change, sizes=sizes)
     found, weights = imported(folder / "a", base)
     with torch.inference_mode():
-        expected, plain = adapted(IDS).logits, base(IDS).logits
+        expected, plain = adapted(IDS).logits[:, -IDS.shape[1] :], base(IDS).logits  # no virtual tokens
     ours = dense_forms.logits(base, weights, IDS)
     scale = (expected - plain).abs().max()
     assert scale > 1e-3, "the adapter changes nothing, so nothing is tested"
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-    trained(architecture, config, folder / "b", seed=1, change=change)
+    trained(architecture, config, folder / "b", seed=1, change=change, sizes=sizes)
     other = dense_forms.logits(base, imported(folder / "b", base)[1], IDS)
     assert (other - expected).abs().max() > 0.01 * scale, "another adapter gives the same"
     return found
@@ -138,4 +149,5 @@ def check_damage(architecture: str, config: PeftConfig, folder: Path, *parts: st
 
 def check_fields(ours: type[CommonConfig], theirs: type[PeftConfig]) -> None:
     """Every field that PEFT writes is known."""
-    assert {field.name for field in dataclasses.fields(theirs)} <= ours.model_fields.keys()
+    known = {field.alias or name for name, field in ours.model_fields.items()}
+    assert {field.name for field in dataclasses.fields(theirs)} <= known
