@@ -9,6 +9,8 @@ from transformers.pytorch_utils import Conv1D
 from adapters_store.forms import BaseSpec, ModuleSpec
 from server.model.facts import attention_shape
 
+_NORM_TOLERANCE = 0.02  # bfloat16 keeps 8 bits
+
 
 def adapter_kind(module: nn.Module) -> Literal["linear", "conv1d", "embedding"] | None:
     """How an adapter acts on this module; None: it cannot.
@@ -74,7 +76,7 @@ def norm_facts(model: nn.Module) -> dict[str, Any]:
         weight = getattr(module, "weight", None)
         if type(module).__name__.endswith("Norm") and isinstance(weight, torch.Tensor) and weight.shape == (width,):
             offset = _offset(module, weight)
-            if offset not in (0.0, 1.0):
+            if offset is None:
                 continue
             norms[name] = width
             if offset:
@@ -84,15 +86,18 @@ def norm_facts(model: nn.Module) -> dict[str, Any]:
     return {"norms": norms, "norm_offsets": offsets, "norm_biases": frozenset(biases)}
 
 
-def _offset(norm: nn.Module, weight: torch.Tensor) -> float:
-    """What the norm adds to its weight, of a row that it leaves as it is: mean 0, mean square 1."""
+@torch.no_grad()
+def _offset(norm: nn.Module, weight: torch.Tensor) -> float | None:
+    """What the norm adds to its weight, 0 or 1, seen by a row that it leaves as it is: mean 0, mean square 1."""
     row = torch.ones_like(weight)
     row[1::2] = -1
     bias = getattr(norm, "bias", None)
-    with torch.no_grad():
-        y = norm(row[None])[0]
-        gain = (y - bias if isinstance(bias, torch.Tensor) else y) * row
-        return round(float((gain.float() - weight.float()).median()), 2) + 0.0
+    y = norm(row[None])[0]
+    gain = (y - bias if isinstance(bias, torch.Tensor) else y) * row
+    added, size = gain.float() - weight.float(), 1 + weight.float().abs()
+    offset = 1.0 if float(added.median()) > 0.5 else 0.0
+    exact = bool(((added - offset).abs() <= _NORM_TOLERANCE * size).all())
+    return offset if exact else None
 
 
 def _kv(model: nn.Module) -> tuple[int, int, int]:

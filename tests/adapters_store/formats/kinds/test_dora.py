@@ -75,7 +75,7 @@ def test_a_row_of_no_length_is_refused(tmp_path: Path) -> None:
         {"lora_bias": True},
         {"bias": "all"},
         {"trainable_token_indices": [1]},
-        {"alora_invocation_tokens": [1]},
+        {"arrow_config": {"top_k": 3}},
         {"ensure_weight_tying": True},
         {"init_lora_weights": "pissa"},
     ],
