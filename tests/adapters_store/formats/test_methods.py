@@ -1,9 +1,17 @@
 """Which methods are known."""
 
 import pytest
+from peft import PeftType
 
 from adapters_store.errors import AdapterInvalid
 from adapters_store.formats.methods import DECLINED, METHODS, select
+
+SERVED = {method.peft_type for method in METHODS}
+
+
+@pytest.mark.parametrize("name", [member.value for member in PeftType])
+def test_every_method_of_peft_is_served_or_declined(name: str) -> None:
+    assert (name in SERVED or name == "LORA") != (name in DECLINED)
 
 
 @pytest.mark.parametrize("name", [*DECLINED, "SOMETHING"])
