@@ -239,8 +239,8 @@ class BaseSpec:
     aliases: other names that mean the base, and no adapter; rounded: `weight` gives what 8-bit products use; norms:
     full name -> size of the layer norms and RMS norms whose output adapters may scale; norm_offsets: what some of them
     add to their weight before they multiply (Gemma: 1), for the others 0; norm_biases: those that have a bias;
-    input_embedding: name of the embedding of the prompt's tokens; kv: layers, key-value heads, and size of a head; kept:
-    decompositions of its weights.
+    input_embedding: name of the embedding of the prompt's tokens; kv: layers, key-value heads, and size of a head;
+    kept: decompositions of its weights.
     """
 
     id: str
