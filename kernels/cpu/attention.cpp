@@ -68,14 +68,14 @@ std::vector<Piece> cut_pieces(const Attention& a, const std::vector<Tile>& tiles
   return pieces;
 }
 
-// Threads take pieces from the front until none is left.
+// Threads take `run` neighbouring pieces from the front until none is left; work(i, first that is not its run's, scratch).
 template <class Work>
-void share_out(int64_t pieces, bool parallel, const Work& work) {
+void share_out(int64_t pieces, int64_t run, int64_t threads, const Work& work) {
   std::atomic<int64_t> next{0};
-  const int64_t threads = parallel ? std::min<int64_t>(at::get_num_threads(), pieces) : 1;
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+  at::parallel_for(0, std::min(threads, pieces), 1, [&](int64_t, int64_t) {
     Scratch scratch;
-    for (int64_t i = next++; i < pieces; i = next++) work(i, scratch);
+    for (int64_t first = next.fetch_add(run); first < pieces; first = next.fetch_add(run))
+      for (int64_t i = first; i < std::min(first + run, pieces); ++i) work(i, first + run, scratch);
   });
 }
 
@@ -88,13 +88,15 @@ void run(const Attention& a, const at::Tensor& query, const Cache& cache, const 
   for (size_t i = 0; i < pieces.size(); ++i) order[i] = i, total += pieces[i].cost;
   std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return pieces[x].cost > pieces[y].cost; });
 
-  const bool parallel = total > SMALL;
-  const int64_t threads = parallel ? at::get_num_threads() : 1;
-  share_out(pieces.size(), parallel, [&](int64_t i, Scratch& scratch) {
-    if (i + threads < int64_t(order.size())) {  // most likely this thread's next piece
-      const Piece& next = pieces[order[i + threads]];
-      cache.fetch(a, tiles[next.tile], cache, next.begin);
-    }
+  const int64_t threads = total > SMALL ? at::get_num_threads() : 1;
+  // The KV heads of a request lie side by side in memory, so one core reads them best: what the hardware fetches of one
+  // head's neighbours is the next head's.
+  const int64_t count = pieces.size(), run = count >= 4 * threads * a.kv_heads ? a.kv_heads : 1;
+  share_out(count, run, threads, [&](int64_t i, int64_t end, Scratch& scratch) {
+    const int64_t following = i + 1 < end ? i + 1 : i + 1 + (threads - 1) * run;  // most likely this thread's next piece
+    const Piece* next = following < count ? &pieces[order[following]] : nullptr;
+    scratch.next = next ? &tiles[next->tile] : nullptr;
+    scratch.next_begin = next ? next->begin : 0;
     const Piece& piece = pieces[order[i]];
     const Tile& tile = tiles[piece.tile];
     const int64_t rows = a.rows(tile);

@@ -6,6 +6,7 @@ With `--compile` steps are eager and compiled in turns, so that both meet the sa
 import argparse
 import statistics
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from adapters_store.limits import Limits
 from adapters_store.log import open_store
 from adapters_store.registry import AdapterRegistry
+from server.engine.compute_threads import ComputeThreads, in_passing
 from server.engine.limits import EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.model.loader import load_base_model
@@ -64,6 +66,15 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    threads = ComputeThreads()  # as in a server: or steps with adapters, which other threads load, take twice as long
+    driver, digests = in_passing(lambda: _build(options))
+    engine = threading.Thread(target=_run, args=(threads, driver, digests, options))
+    engine.start()
+    threads.confine_others()
+    engine.join()
+
+
+def _build(options: argparse.Namespace) -> tuple[Steps, list[str]]:
     base = load_base_model("smollm2", dtype=getattr(torch, options.dtype))
     registry = AdapterRegistry(open_store("memory://"), base.spec, Limits())
     with tempfile.TemporaryDirectory() as scratch:
@@ -71,13 +82,17 @@ def main() -> None:
         for folder in write_adapters(Path(scratch), base.model):
             config = (folder / "adapter_config.json").read_bytes()
             digests.append(registry.add(folder.name, config, folder / "adapter_model.safetensors")[0].digest)
-    driver = Steps(base, EngineLimits(), registry.load, options.quantize, compiling=options.compile)
+    return Steps(base, EngineLimits(), registry.load, options.quantize, compiling=options.compile), digests
+
+
+def _run(threads: ComputeThreads, driver: Steps, digests: list[str], options: argparse.Namespace) -> None:
+    threads.take()
     if driver.core.compiler is not None:
         start = time.perf_counter()
         driver.core.start()
         ready = driver.core.compiler.wait(600)
         print(f"layers {'compiled' if ready else 'not compiled'}, {time.perf_counter() - start:.1f} s")
-    for rows, adapters in ((1, 0), (8, 0), (16, 0), (8, 8)):
+    for rows, adapters in ((1, 0), (8, 0), (16, 0), (8, 1), (8, 8)):
         times = driver.decode(rows, digests[:adapters], options.steps)
         for kind, own in zip(("eager", "compiled"), times, strict=False):
             what = f"{options.quantize}, {options.dtype}, {rows:2} rows, {adapters} adapters, {kind:8}"
