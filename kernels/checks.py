@@ -2,7 +2,18 @@
 
 import torch
 
-from kernels.segments import FACTOR_TYPES, FORM_FIELDS, GATE_FIELDS, RECORD_FIELDS, Field, Segments
+from kernels.segments import (
+    FACTOR_DTYPES,
+    FACTOR_TYPES,
+    FORM_FIELDS,
+    GATE_FIELDS,
+    RECORD_FIELDS,
+    Field,
+    GateField,
+    Segments,
+)
+
+INT8 = FACTOR_DTYPES.index(torch.int8)
 
 
 def product(
@@ -138,12 +149,26 @@ def attention_shapes(
             raise ValueError(f"{name} is {tensor.dtype}; int32 expected")
 
 
-def gates(gates: torch.Tensor, records: torch.Tensor) -> None:
-    """The table of gates beside the records of `gated_lowrank`."""
+def gates(gates: torch.Tensor, records: torch.Tensor, segments: Segments | None) -> None:
+    """The table of gates beside the records of `gated_lowrank`; segments as for `product`."""
     if gates.dtype != torch.int64 or gates.shape != (len(records), GATE_FIELDS):
         raise ValueError(
             f"gates: int64 [{len(records)}, {GATE_FIELDS}] expected, got {gates.dtype} {list(gates.shape)}"
         )
+    if segments is None:
+        return
+    for slot in segments.slot.tolist():
+        rank, gate = int(records[slot, Field.RANK]), gates[slot].tolist()
+        rows, active = gate[GateField.ROWS], gate[GateField.ACTIVE]
+        if not rank or not rows:
+            continue
+        if gate[GateField.RANK] != rank or rows < 0 or rank % rows or not 0 < active <= rank:
+            own = f"rank {gate[GateField.RANK]}, {rows} router rows, {active} active ranks"
+            raise ValueError(f"a gate of {own} does not fit rank {rank}")
+        if not 0 <= gate[GateField.DTYPE] < len(FACTOR_DTYPES) or gate[GateField.DTYPE] == INT8:
+            raise ValueError(f"router type {gate[GateField.DTYPE]} is no floating type")
+        if gate[GateField.COUNTS] >= 0 and gate[GateField.COUNTS] % 8:
+            raise ValueError(f"block COUNTS at {gate[GateField.COUNTS]} is not aligned")
 
 
 def _alike(key_pool: torch.Tensor, value_pool: torch.Tensor) -> None:

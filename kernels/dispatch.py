@@ -129,16 +129,22 @@ def gated_lowrank(
     segments: Segments,
 ) -> torch.Tensor:
     """`reference.gated_lowrank`."""
-    if not len(segments):
+    if segments.slot.shape[0] == 0:
         return y
-    checks.gates(gates, records)
+    if _on_cpu(y) and x.dtype in _TYPES:
+        torch.ops.polyrank.gated_lowrank_(
+            y, x, pool, records, gates, segments.slot, segments.start, segments.token, segments.weight
+        )
+        return y
     if segments.chunks is not None and _on_gpu(y, x):
         from kernels.triton import lowrank as gpu
 
         checks.product(y, x, pool, records, None)
+        checks.gates(gates, records, None)
         gpu.gated_lowrank(y, x, pool, records, gates, segments.chunks)
         return y
     checks.product(y, x, pool, records, segments)
+    checks.gates(gates, records, segments)
     return reference.gated_lowrank(y, x, pool, records, gates, segments)
 
 

@@ -42,7 +42,8 @@ def gated_lowrank(
 ) -> torch.Tensor:
     """Add gated low-rank deltas in place: `y[t] += w * (B (C (d * g * (A x[t]))) + bias)`, g = `lora_gate` of the row.
 
-    As `lowrank`; gates: int64 [slots, GATE_FIELDS]. A slot without a gate (ROWS 0) has g = 1.
+    As `lowrank`; gates: int64 [slots, GATE_FIELDS]. A slot without a gate (ROWS 0) has g = 1. Where a gate has COUNTS,
+    every choice of a rank adds one there, in the pool.
     """
     wide = _wide(y)
     total = y.to(wide, copy=True)
@@ -52,7 +53,9 @@ def gated_lowrank(
         if rank := int(record[Field.RANK]):
             h = x[rows].to(wide) @ _block(pool, record, Field.A, (rank, x.shape[1])).to(wide).T
             if int(gate[GateField.ROWS]):
-                h = h * lora_gate(x[rows], pool, gate)
+                g = lora_gate(x[rows], pool, gate)
+                h = torch.where(g == 0, 0.0, h * g)  # an infinite h of a rank that is not in use does not matter
+                _count(x[rows], pool, gate)
         _add(total, rows, weight, h, pool, record)
     return y.copy_(total)
 
@@ -64,6 +67,13 @@ def lora_gate(x: torch.Tensor, pool: torch.Tensor, gate: torch.Tensor) -> torch.
     of the router. Equal scores: the lower rank goes first. The scale alpha / k is folded into `d`.
     Source: SMoRA (arXiv 2501.15103), as its authors' code computes it: the biased score is also the gate's value.
     """
+    scores, ranks = _choose(x, pool, gate)
+    chosen = torch.zeros_like(scores).scatter_(1, ranks, scores.gather(1, ranks))
+    return int(gate[GateField.ACTIVE]) * chosen / chosen.sum(dim=1, keepdim=True)
+
+
+def _choose(x: torch.Tensor, pool: torch.Tensor, gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores [T, r], and the ranks of the largest, int64 [T, k]."""
     wide = _wide(x)
     router_rows, rank, active = (int(gate[column]) for column in (GateField.ROWS, GateField.RANK, GateField.ACTIVE))
     dtype = FACTOR_DTYPES[int(gate[GateField.DTYPE])]
@@ -72,9 +82,14 @@ def lora_gate(x: torch.Tensor, pool: torch.Tensor, gate: torch.Tensor) -> torch.
     scores = (x.to(wide) @ router.to(wide).T).sigmoid().repeat_interleave(rank // router_rows, dim=1)
     if int(gate[GateField.BIAS]) >= 0:
         scores = scores + _slice(pool, "gate BIAS", int(gate[GateField.BIAS]), 4 * rank).view(torch.float32)
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    chosen = torch.zeros_like(scores).scatter_(1, order[:, :active], scores.gather(1, order[:, :active]))
-    return active * chosen / chosen.sum(dim=1, keepdim=True)
+    return scores, scores.argsort(dim=1, descending=True, stable=True)[:, :active]
+
+
+def _count(x: torch.Tensor, pool: torch.Tensor, gate: torch.Tensor) -> None:
+    if int(gate[GateField.COUNTS]) >= 0:
+        rank, (_, ranks) = int(gate[GateField.RANK]), _choose(x, pool, gate)
+        counts = _slice(pool, "COUNTS", int(gate[GateField.COUNTS]), 8 * rank).view(torch.int64)
+        counts += ranks.flatten().bincount(minlength=rank)
 
 
 def lowrank_embedding(

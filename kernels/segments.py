@@ -40,6 +40,9 @@ class GateField(IntEnum):
     DTYPE = 3  # `FACTOR_DTYPES` index of ROUTER; not int8 or INT4, whose scales only `d` could hold
     RANK = 4  # r
     ACTIVE = 5  # k, how many ranks a token uses
+    # How often each rank was chosen [r], int64, -1: not counted. The only bytes of the pool that a kernel writes; an
+    # operation counts each time it runs, once for each row of each segment.
+    COUNTS = 6
 
 
 GATE_FIELDS = len(GateField)

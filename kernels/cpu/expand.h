@@ -83,6 +83,50 @@ inline int64_t expand_tiles(
   return j;  // the first column that is left
 }
 
+// As `expand_tile` for one row, reading only its active ranks. Adding 0 * b changes no sum of finite numbers (importers
+// take no others), so a row's bits are the same either way.
+template <class F, class Y, int PAIRS, bool CUT>
+inline void gather_tile(const Segment& segment, const Output<Y>& output, int64_t i, int64_t j, int64_t n) {
+  const Matrix<F> b(segment.right, segment.rank, output.columns);
+  const float* hidden = segment.hidden + i * segment.rank;
+  const int32_t* active = segment.active + i * segment.chosen;
+  Pair sums[PAIRS];
+  unrolled<PAIRS>([&](auto p) { sums[p] = {Vec(0.0f), Vec(0.0f)}; });
+  for (int64_t c = 0; c < segment.chosen; ++c) {
+    const Matrix<F> row = b.from(active[c]);
+    const Vec h(hidden[active[c]]);
+    unrolled<PAIRS>([&](auto p) {
+      __builtin_prefetch(row.address(0, j + (PAIRS + p) * STEP), 0, TO_L2);
+      if constexpr (CUT) {
+        sums[p] = fmadd(h, row.load(0, j, n), sums[p]);
+      } else {
+        sums[p] = fmadd(h, row.load(0, j + p * STEP), sums[p]);
+      }
+    });
+  }
+  unrolled<PAIRS>([&](auto p) {
+    output.add(output.entries[segment.first + i], segment.bias, sums[p], j + p * STEP, CUT ? n : STEP);
+  });
+}
+
+template <class F, class Y>
+void gather_segment(const Segment& segment, const Output<Y>& output, int64_t first, int64_t last) {
+  constexpr int PAIRS = pairs_of_tile(1);
+  for (int64_t begin = first; begin < last; begin += PAIRS * STEP) {  // a strip of B stays in the L1 cache for all rows
+    const int64_t end = std::min(begin + PAIRS * STEP, last);
+    for (int64_t i = 0; i < segment.rows(); ++i) {
+      int64_t j = begin;
+      if (j + PAIRS * STEP <= end) {
+        gather_tile<F, Y, PAIRS, false>(segment, output, i, j, STEP);
+        continue;
+      }
+      for (; j + 2 * STEP <= end; j += 2 * STEP) gather_tile<F, Y, 2, false>(segment, output, i, j, STEP);
+      for (; j + STEP <= end; j += STEP) gather_tile<F, Y, 1, false>(segment, output, i, j, STEP);
+      if (j < end) gather_tile<F, Y, 1, true>(segment, output, i, j, end - j);
+    }
+  }
+}
+
 template <class F, class Y>
 void expand_segment(
     const Segment& segment, const Output<Y>& output, int64_t first, int64_t last, const void* next) {
@@ -102,17 +146,21 @@ void expand_segment(
   }
 }
 
-template <class Y>
+template <bool GATED, class Y>
 void expand_columns(
     const Segment& segment, const Output<Y>& output, int64_t first, int64_t last, const void* next) {
   with_factor(segment.type, [&](auto* factor_type) {
-    expand_segment<std::remove_pointer_t<decltype(factor_type)>>(segment, output, first, last, next);
+    using F = std::remove_pointer_t<decltype(factor_type)>;
+    if constexpr (GATED) {
+      if (segment.active) return gather_segment<F>(segment, output, first, last);
+    }
+    expand_segment<F>(segment, output, first, last, next);
   });
 }
 
 // The parts of an expansion that threads may take: all columns of a segment, or, where two segments may write the same
 // row, all segments of a column: a thread then keeps its columns through all of them, in their order.
-template <class Y>
+template <class Y, bool GATED = false>
 struct Expansion {
   const Segments& segments;
   Output<Y> output;
@@ -125,7 +173,8 @@ struct Expansion {
     const int64_t units = (output.columns + EXPAND_UNIT - 1) / EXPAND_UNIT;
     int64_t together = 0;
     for (const auto& segment : segments.list) {
-      const int64_t cost = factor_bytes(segment.type, 1, EXPAND_UNIT) * segment.tiles() * (segment.rank + 1);
+      const int64_t read = segment.active ? segment.rows() * (segment.chosen + 1) : segment.tiles() * (segment.rank + 1);
+      const int64_t cost = factor_bytes(segment.type, 1, EXPAND_UNIT) * read;
       together += cost;
       if (!segments.partial) shares.push_back({units, cost});
     }
@@ -136,16 +185,18 @@ struct Expansion {
   void run(int64_t i, int64_t first, int64_t last) const {
     const int64_t count = segments.partial ? segments.list.size() : i + 1;
     for (; i < count; ++i)
-      expand_columns(
+      expand_columns<GATED>(
           segments.list[i], output, first * EXPAND_UNIT, std::min(last * EXPAND_UNIT, output.columns),
           segments.after(i, &Segment::right));
   }
 };
 
-// Adds every segment's delta to y, from its `hidden`.
+// Adds every segment's delta to y, from its `hidden`. GATED: segments may have active ranks (code of its own, for builds
+// take long).
+template <bool GATED = false>
 inline void expand(const Segments& segments, at::Tensor& y) {
   with_float(y.scalar_type(), "y", [&](auto* y_type) {
-    const Expansion<std::remove_pointer_t<decltype(y_type)>> expansion(segments, y);
+    const Expansion<std::remove_pointer_t<decltype(y_type)>, GATED> expansion(segments, y);
     std::vector<Share> shares;
     expansion.add_shares(shares);
     split_by_cost(shares, [&](int64_t i, int64_t first, int64_t last) { expansion.run(i, first, last); });

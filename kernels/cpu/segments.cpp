@@ -1,5 +1,7 @@
 #include "segments.h"
 
+#include "pool.h"
+
 namespace polyrank {
 namespace {
 
@@ -10,26 +12,6 @@ void check_vector(const at::Tensor& tensor, const char* name, at::ScalarType typ
       tensor.dim() == 1 && tensor.scalar_type() == type && tensor.size(0) == size && tensor.is_contiguous(), name,
       ": contiguous ", type, " [", size, "] expected, got ", tensor.scalar_type(), " ", tensor.sizes());
 }
-
-class Pool {
- public:
-  explicit Pool(const at::Tensor& pool) : base_(pool.const_data_ptr<uint8_t>()), bytes_(pool.numel()) {}
-
-  const void* block(int64_t offset, int64_t bytes, const char* name) const {
-    TORCH_CHECK_VALUE(
-        offset >= 0 && bytes <= bytes_ - offset, "block ", name, " at ", offset, " of ", bytes,
-        " bytes lies outside the pool of ", bytes_);
-    return base_ + offset;
-  }
-
-  const float* floats(int64_t offset, int64_t count, const char* name) const {
-    return offset < 0 ? nullptr : static_cast<const float*>(block(offset, 4 * count, name));
-  }
-
- private:
-  const uint8_t* base_;
-  int64_t bytes_;
-};
 
 Segment read_record(Use use, const int64_t* record, int64_t in, int64_t out, const Pool& pool) {
   Segment segment{};
@@ -115,6 +97,7 @@ Segments resolve(
         starts[i] >= 0 && starts[i] <= starts[i + 1] && starts[i + 1] <= token.numel(), "segment ", i, " spans [",
         starts[i], ", ", starts[i + 1], ") of ", token.numel(), " tokens");
     Segment segment = read_record(use, table + slots[i] * records.stride(0), in, out, bytes);
+    segment.slot = slots[i];
     segment.first = starts[i];
     segment.last = starts[i + 1];
     const bool does_nothing = segment.rank == 0 && (use == Use::REPLACE || !segment.bias);

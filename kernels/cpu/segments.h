@@ -33,6 +33,9 @@ struct Segment {
   const float* core;    // [rank, rank], transposed, or null
   const float* bias;    // [out] or null
   float* hidden;        // [rows, rank]
+  int64_t slot;         // row of the records
+  const int32_t* active;  // [rows, chosen], ascending: the ranks whose `hidden` is not zero; null: any may be
+  int64_t chosen;
   int64_t rows() const { return last - first; }
   int64_t tiles() const { return (rows() + TILE_ROWS - 1) / TILE_ROWS; }
   int64_t tile_begin(int64_t tile) const { return rows() * tile / tiles(); }  // no tile is much smaller than the others

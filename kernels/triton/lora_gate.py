@@ -10,6 +10,7 @@ BIAS = tl.constexpr(int(GateField.BIAS))
 ROUTER_ROWS = tl.constexpr(int(GateField.ROWS))
 RANK = tl.constexpr(int(GateField.RANK))
 ACTIVE = tl.constexpr(int(GateField.ACTIVE))
+COUNTS = tl.constexpr(int(GateField.COUNTS))
 TILE = tl.constexpr(16)
 
 
@@ -25,7 +26,7 @@ def lora_gate(
     PARTS: tl.constexpr,
     WIDTH: tl.constexpr,
 ) -> None:
-    """`h[0, e] = gate * (sum of h's parts)`, the gate from the parts of `router x`; 1 where the slot has no gate.
+    """`h[0, e] = gate * (sum of h's parts)`, the gate from the parts of `router x`; 1 where the slot has none. Counts.
 
     h, scores: float32 [PARTS, entries, width] of `lora_shrink`; WIDTH: a power of two, at least width. Grid (entries).
     A rank's place among the scores is counted, not sorted: how many are larger, or equal and before it. So ties go to
@@ -54,8 +55,12 @@ def lora_gate(
             other = _scores(own, part_stride, offsets, bias, j, rank, share, PARTS, TILE)[None, :]
             first = (other > z[:, None]) | ((other == z[:, None]) & (j[None, :] < i[:, None]))
             ahead += tl.sum((first & (j < rank)[None, :]).to(tl.int32), axis=1)
-        chosen = tl.where((ahead < active) & (i < rank), z, 0.0)
-        product *= chosen * active / tl.sum(chosen)
+        used = (ahead < active) & (i < rank)
+        chosen = tl.where(used, z, 0.0)
+        product = tl.where(used, product * (chosen * active / tl.sum(chosen)), 0.0)
+        counts = tl.load(record + COUNTS)
+        if counts >= 0:
+            tl.atomic_add(block(pool, counts, tl.int64) + i, 1, mask=used, sem="relaxed")
     tl.store(h + entry * width + i, product, mask=i < width)
 
 

@@ -4,43 +4,24 @@ import pytest
 import torch
 
 from kernels import reference
-from kernels.segments import FACTOR_DTYPES, GATE_FIELDS, GateField, Limits
+from kernels.segments import FACTOR_DTYPES, GateField, Limits
 from kernels.triton import lowrank
 from kernels.triton.chunks import chunks_of
-from tests.kernels.support import PoolBuilder, close, lowrank_adapter, segments_of, swapped
+from tests.kernels.gated import Gated, Spec, gated
+from tests.kernels.support import close, lowrank_adapter, segments_of, swapped
 from tests.kernels.triton.interpreter import DEVICE
 from tests.kernels.triton.support import GROUPS, ROWS, on, on_device, packed
 
 
 def world(
-    inner: int,
-    outer: int,
-    specs: list[tuple[int, int, int]],
-    dtype: torch.dtype,
-    *,
-    bias: bool = True,
-    core: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pool, records and gates; an adapter is (rank, router rows, active), router rows 0: no gate."""
-    builder, records, gates = PoolBuilder(), [], []
-    for rank, rows, active in specs:
-        records.append(builder.add(lowrank_adapter(rank, inner, outer, dtype, core=core)))
-        gate = [-1] * GATE_FIELDS
-        gate[GateField.ROWS], gate[GateField.RANK], gate[GateField.ACTIVE] = rows, rank, active
-        gate[GateField.DTYPE] = FACTOR_DTYPES.index(dtype)
-        if rows:
-            gate[GateField.ROUTER] = builder.put((torch.randn(rows, inner) / inner**0.5).to(dtype))
-            gate[GateField.BIAS] = builder.put(torch.randn(rank) * 0.05 if bias else None)
-        gates.append(gate)
-    return (
-        builder.pool().to(DEVICE),
-        torch.tensor(records, dtype=torch.int64, device=DEVICE),
-        torch.tensor(gates, dtype=torch.int64, device=DEVICE),
-    )
+    inner: int, outer: int, specs: list[Spec], factor: torch.dtype, *, bias: bool = True, core: bool = False
+) -> Gated:
+    made = gated(inner, outer, specs, factor, factor, bias=bias, core=core)
+    return Gated(made.pool.to(DEVICE), made.records.to(DEVICE), made.gates.to(DEVICE))
 
 
 # rank, router rows, active: one router row for each rank; two ranks to a row; no gate; the extremes; every rank
-SPECS = [(16, 16, 4), (18, 9, 5), (8, 0, 0), (1, 1, 1), (33, 33, 8), (7, 7, 7)]
+SPECS = [Spec(16, 16, 4), Spec(18, 9, 5), Spec(8, 0, 0), Spec(1, 1, 1), Spec(33, 33, 8), Spec(7, 7, 7)]
 
 
 @pytest.mark.parametrize(
@@ -50,10 +31,11 @@ SPECS = [(16, 16, 4), (18, 9, 5), (8, 0, 0), (1, 1, 1), (33, 33, 8), (7, 7, 7)]
 )
 @pytest.mark.parametrize("core", [False, True], ids=["gate", "gate and core"])
 def test_gated_adapters_match_the_reference(dtype: torch.dtype, factor: torch.dtype, core: bool) -> None:
-    pool, records, gates = world(70, 45, SPECS, factor, core=core)
+    made = world(70, 45, SPECS, factor, core=core)
+    pool, records, gates, theirs = made.pool, made.records, made.gates, made.pool.clone()
     y, x = on_device(torch.randn(ROWS, 45).to(dtype), torch.randn(ROWS, 70).to(dtype))
     segments = segments_of(*GROUPS)
-    expected = reference.gated_lowrank(y.clone(), x, pool, records, gates, on(segments))
+    expected = reference.gated_lowrank(y.clone(), x, theirs, records, gates, on(segments))
     atol = 1e-5 if dtype == torch.float32 else 2**-15 * float((expected - y).abs().max())
 
     result = y.clone()
@@ -61,6 +43,8 @@ def test_gated_adapters_match_the_reference(dtype: torch.dtype, factor: torch.dt
 
     assert close(result, expected, atol)
     assert torch.equal(result[ROWS - 1], y[ROWS - 1])
+    assert torch.equal(pool, theirs), "counts differ, or something else was written"
+    assert sum(made.counts(0)) == 4
     wrong = reference.gated_lowrank(y.clone(), x, pool, records, gates, on(swapped(segments, 0, 4)))
     assert not close(result, wrong, atol)
     assert not close(result, reference.lowrank(y.clone(), x, pool, records, on(segments)), atol), "no gate at all"
@@ -68,22 +52,22 @@ def test_gated_adapters_match_the_reference(dtype: torch.dtype, factor: torch.dt
 
 def test_the_gate_follows_the_formula() -> None:
     """SMoRA: z = sigmoid(R x) + bias; the k largest z, over their sum, times k (here written out for one token)."""
-    pool, _, gates = world(5, 4, [(6, 3, 2)], torch.float32)
+    made = world(5, 4, [Spec(6, 3, 2)], torch.float32)
     x = torch.randn(1, 5, device=DEVICE)
     router, bias = (
-        pool[int(gates[0, column]) :][: 4 * count].view(torch.float32).tolist()
-        for column, count in ((GateField.ROUTER, 15), (GateField.BIAS, 6))
+        made.block(0, column, count).tolist() for column, count in ((GateField.ROUTER, 15), (GateField.BIAS, 6))
     )
     dots = [sum(router[5 * i + j] * float(x[0, j]) for j in range(5)) for i in range(3)]
     z = [1 / (1 + 2.718281828459045 ** -dots[rank // 2]) + bias[rank] for rank in range(6)]
     best = sorted(range(6), key=lambda rank: -z[rank])[:2]
     expected = [2 * z[rank] / sum(z[i] for i in best) if rank in best else 0.0 for rank in range(6)]
-    assert reference.lora_gate(x, pool, gates[0])[0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert reference.lora_gate(x, made.pool, made.gates[0])[0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_equal_scores_go_to_the_lower_rank() -> None:
     """Two ranks share each row of the router and there is no bias, so every score occurs twice; 3 of 8 are taken."""
-    pool, records, gates = world(12, 10, [(8, 4, 3)] * 6, torch.float32, bias=False)
+    made = world(12, 10, [Spec(8, 4, 3)] * 6, torch.float32, bias=False)
+    pool, records, gates = made.pool, made.records, made.gates
     y, x = on_device(torch.zeros(ROWS, 10), torch.randn(ROWS, 12))
     used = reference.lora_gate(x, pool, gates[0]) > 0
     assert used.sum(1).tolist() == [3] * ROWS
