@@ -31,6 +31,7 @@ GAUGES = {  # field of EngineStats -> what it says
     "kv_blocks_free": "KV blocks that no request holds.",
     "adapters_resident": "Adapters in device memory.",
     "adapter_bytes_used": "Bytes of device memory held by adapters.",
+    "gated_adapters_resident": "Adapters in device memory whose tokens choose their ranks.",
     "kv_blocks_lent": "KV blocks lent to the adapters.",
     "adapters_host": "Adapters in host memory.",
     "host_bytes_used": "Bytes of host memory held by adapters.",
@@ -221,6 +222,11 @@ class _EngineCollector(Collector):
         for phase, value in stats.adapter_load_seconds_total:
             seconds.add_metric([phase], value)
         yield seconds
+        text = "How evenly the gated adapters used last use their ranks: 1 for all alike. The mean of their modules."
+        entropy = GaugeMetricFamily("polyrank_expert_load_entropy", text, labels=["adapter"])
+        for name, value in {self._name_of(digest): value for digest, value in stats.expert_entropies}.items():
+            entropy.add_metric([name], value)
+        yield entropy
         info = self._info
         facts = {"model": info.model_id, "fingerprint": info.fingerprint, "dtype": info.dtype, "device": info.device}
         yield InfoMetricFamily("polyrank_engine", "The base model and how it runs.", value=facts)

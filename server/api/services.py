@@ -1,7 +1,7 @@
 """What the API needs from the rest: the engine and the registry as protocols, and its own settings."""
 
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,7 @@ from adapters_store.compression.recipe import Bounds, Recipe
 from adapters_store.info import AdapterInfo, AdapterRef
 from server.api.drain import Drain
 from server.engine.request import GenerationRequest, StepOutput
-from server.engine.status import EngineInfo, EngineStats, Residency
+from server.engine.status import EngineInfo, EngineStats, ExpertLoad, Residency
 from server.metrics import Metrics
 from server.replicas.state import LinkState, Member, SharingStats
 
@@ -57,6 +57,7 @@ class Engine(Protocol):
     async def warm(self, digest: str) -> None: ...
     async def pin(self, digest: str) -> None: ...
     async def unpin(self, digest: str) -> None: ...
+    async def experts(self, digest: str) -> Mapping[str, ExpertLoad]: ...
 
 
 class Intake(Protocol):

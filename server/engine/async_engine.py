@@ -17,7 +17,7 @@ from server.engine.core import EngineCore, Outputs
 from server.engine.grammar import GrammarCompiler
 from server.engine.request import FinishReason, GenerationRequest, SamplingParams, StepOutput
 from server.engine.sequence import Sequence
-from server.engine.status import EngineInfo, EngineStats, Residency
+from server.engine.status import EngineInfo, EngineStats, ExpertLoad, Residency
 from server.engine.tokenizer import Tokenizer
 from server.errors import ContextTooLong, EngineFailure, InvalidRequest, NotReady, Overloaded
 
@@ -179,6 +179,13 @@ class AsyncEngine:
 
     async def unpin(self, digest: str) -> None:
         await self._apply(self._core.scheduler.adapters.unpin, digest)
+
+    async def experts(self, digest: str) -> dict[str, ExpertLoad]:
+        """How often the adapter's ranks were chosen since it became resident, by module; empty if it is not, or has no
+        gates."""
+        found: list[dict[str, ExpertLoad]] = []
+        await self._apply(lambda digest: found.append(self._core.experts.read(digest)), digest)
+        return found[0]
 
     def discard(self, digest: str) -> None:
         """Have the engine forget an adapter that nobody will ask for again, once earlier aborts have taken effect."""

@@ -12,6 +12,7 @@ from server.engine.answer import Answer
 from server.engine.background_compiler import BackgroundCompiler
 from server.engine.batch import ScheduledBatch, ScheduledSequence
 from server.engine.copiers import Arrival
+from server.engine.expert_watch import ExpertWatch
 from server.engine.model_runner import ModelRunner
 from server.engine.packing import PackedAdapter
 from server.engine.quarantine import Quarantine
@@ -62,6 +63,7 @@ class EngineCore:
         self._without_room: set[str] = set()  # staged adapters for which the pool had no place in that state
         self._arrivals: list[tuple[str, Arrival]] = []  # placed, their bytes are on the way
         self._quarantine = Quarantine()
+        self.experts = ExpertWatch(storage, scheduler.adapters, TRIAL)
         self._counters = _Counters()
         self.blocked = False
         self.stats = EngineStats()  # replaced whole after every change, so that other threads may read it
@@ -176,6 +178,7 @@ class EngineCore:
         """Renew `stats`."""
         scheduler, adapters, counters = self.scheduler, self.scheduler.adapters, self._counters
         blocks, loader = scheduler.blocks, self._loader
+        self.experts.look(now=not self._answers)
         self.stats = EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -207,6 +210,8 @@ class EngineCore:
             kv_blocks_lent=blocks.num_lent,
             running_adapters=_digests(scheduler.running),
             waiting_adapters=_digests(scheduler.waiting),
+            gated_adapters_resident=self.experts.resident,
+            expert_entropies=self.experts.entropies,
         )
 
     def _begin_loads(self) -> None:

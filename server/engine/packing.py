@@ -37,7 +37,7 @@ from kernels.segments import (
 )
 
 OFFSET_FIELDS = (Field.A, Field.B, Field.D, Field.BIAS, Field.WEIGHT, Field.WEIGHT_BIAS, Field.CORE)
-GATE_OFFSETS = (GateField.ROUTER, GateField.BIAS)
+GATE_OFFSETS = (GateField.ROUTER, GateField.BIAS, GateField.COUNTS)
 FORM_OFFSETS = (
     FormField.SPARSE_START,
     FormField.SPARSE_COLUMN,
@@ -247,6 +247,8 @@ def _gate(form: GatedLowRank, own: _Part) -> list[Entry]:
     gate[GateField.ROUTER], gate[GateField.BIAS] = own.add(form.router), own.add(form.router_bias, torch.float32)
     gate[GateField.ROWS], gate[GateField.DTYPE] = len(form.router), FACTOR_DTYPES.index(form.router.dtype)
     gate[GateField.RANK], gate[GateField.ACTIVE] = form.rank, form.active
+    # Counted in the adapter's own bytes: so the counters come, move and go with it.
+    gate[GateField.COUNTS] = own.add(torch.zeros(form.rank, dtype=torch.int64))
     return gate
 
 

@@ -1,5 +1,7 @@
 """What the engine tells about itself: plain values for the API and the metrics."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -71,5 +73,49 @@ class EngineStats:
     running_adapters: tuple[str, ...] = ()  # digests
     waiting_adapters: tuple[str, ...] = ()
     seconds_since_step: float = 0.0  # 0 while idle
+    gated_adapters_resident: int = 0  # adapters whose tokens choose their ranks
+    expert_entropies: tuple[tuple[str, float], ...] = ()  # of some of them, by digest: how evenly, 0 to 1
     compiling: bool = False  # the layers, in the background
     layers_compiled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertLoad:
+    """One module's ranks: how often each was chosen since the adapter became resident; a token uses `active`."""
+
+    active: int
+    counts: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.counts) // self.active
+
+    @property
+    def shares(self) -> list[float]:
+        """Of all choices; zeros before the first."""
+        total = sum(self.counts)
+        return [count / total if total else 0.0 for count in self.counts]
+
+    @property
+    def entropy(self) -> float | None:
+        """Of the shares, over that of equal ones: 1 where all ranks are used alike. None before the first token.
+
+        A token uses `active` different ranks, so a router that chooses the same ones for every token has
+        `log(active) / log(rank)`.
+        """
+        if not self.tokens:
+            return None
+        if len(self.counts) == 1:
+            return 1.0
+        return -sum(share * math.log(share) for share in self.shares if share) / math.log(len(self.counts))
+
+    @property
+    def unused(self) -> int:
+        """Ranks that no token chose."""
+        return self.counts.count(0)
+
+
+def mean_entropy(loads: Mapping[str, ExpertLoad]) -> float | None:
+    """Over the modules that have seen tokens; None if none has."""
+    found = [entropy for load in loads.values() if (entropy := load.entropy) is not None]
+    return sum(found) / len(found) if found else None

@@ -14,7 +14,7 @@ from server.engine.request import (
     SamplingParams,
     StepOutput,
 )
-from server.engine.status import EngineInfo, EngineStats, Residency
+from server.engine.status import EngineInfo, EngineStats, ExpertLoad, Residency
 from server.engine.stop import StopWatch
 from server.errors import ContextTooLong, InvalidRequest, Overloaded
 
@@ -133,6 +133,7 @@ class FakeEngine:
         self.resident: set[str] = set()
         self.loading: set[str] = set()
         self.pins: set[str] = set()
+        self.loads: dict[str, dict[str, ExpertLoad]] = {}
 
     @property
     def requests(self) -> list[GenerationRequest]:
@@ -183,6 +184,9 @@ class FakeEngine:
     async def pin(self, digest: str) -> None:
         self.pins.add(digest)
         self.resident.add(digest)
+
+    async def experts(self, digest: str) -> dict[str, ExpertLoad]:
+        return self.loads.get(digest, {}) if digest in self.resident else {}
 
     async def unpin(self, digest: str) -> None:
         self.pins.discard(digest)

@@ -1,6 +1,7 @@
 """Reading, deleting and placing adapters; models; vLLM's routes."""
 
 import os
+from dataclasses import replace as changed
 from pathlib import Path
 
 import httpx
@@ -8,6 +9,7 @@ import pytest
 
 from adapters_store.errors import AdapterCorrupt, AdapterInvalid, StorageFull, StoreUnavailable
 from server.api.services import Services
+from server.engine.status import ExpertLoad
 from tests.api.events import openai_error
 from tests.api.fake_engine import FINGERPRINT, MODEL_ID, FakeEngine
 from tests.api.fake_registry import CONFIG, FakeRegistry
@@ -59,6 +61,44 @@ async def test_one_adapter(client: Client, engine: FakeEngine, registry: FakeReg
         "progress": None,
         "pinned": True,
     }
+
+
+async def test_use_of_ranks(client: Client, engine: FakeEngine, registry: FakeRegistry) -> None:
+    found = registry.put("gated")
+    registry.names["public", "gated"][-1] = changed(found, forms=("gated_low_rank",))
+    engine.loads[found.digest] = {"q": ExpertLoad(2, (4, 0, 2, 2)), "v": ExpertLoad(1, (0, 0))}
+    before = (await client.get("/adapters/gated/experts")).json()
+    assert (before["gated"], before["residency"], before["modules"], before["entropy"]) == (True, "absent", {}, None)
+    await client.post("/adapters/gated/warm")
+    answer = (await client.get("/adapters/gated@1/experts")).json()
+    assert answer == {
+        "name": "gated",
+        "version": 1,
+        "digest": found.digest,
+        "gated": True,
+        "residency": "resident",
+        "tokens": 4,
+        "entropy": pytest.approx(0.75),
+        "unused": 3,
+        "modules": {
+            "q": {
+                "rank": 4,
+                "active": 2,
+                "tokens": 4,
+                "shares": [0.5, 0.0, 0.25, 0.25],
+                "entropy": pytest.approx(0.75),
+                "unused": 1,
+            },
+            "v": {"rank": 2, "active": 1, "tokens": 0, "shares": [0.0, 0.0], "entropy": None, "unused": 2},
+        },
+    }
+
+
+async def test_a_lora_has_no_choice_of_ranks(client: Client, engine: FakeEngine, registry: FakeRegistry) -> None:
+    engine.resident.add(registry.resolve("legal").digest)
+    answer = (await client.get("/adapters/legal/experts")).json()
+    assert (answer["gated"], answer["modules"], answer["tokens"]) == (False, {}, 0)
+    openai_error(await client.get("/adapters/nobody/experts"), 404, "model_not_found")
 
 
 async def test_progress_of_a_load(client: Client, engine: FakeEngine, registry: FakeRegistry) -> None:

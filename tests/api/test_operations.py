@@ -73,9 +73,13 @@ async def test_metrics_of_the_engine(client: Client, engine: FakeEngine, registr
     engine.current = replace(
         engine.current, running=2, waiting=1, kv_usage=0.5, steps_total=7, running_adapters=(digest, "0" * 64)
     )
+    assert "polyrank_expert_load_entropy" not in await scrape(client)
+    engine.current = replace(engine.current, gated_adapters_resident=3, expert_entropies=((digest, 0.75),))
     found = await scrape(client)
     assert found["polyrank_running"] == [({}, 2.0)]
     assert found["polyrank_steps_total"] == [({}, 7.0)]
+    assert found["polyrank_gated_adapters_resident"] == [({}, 3.0)]
+    assert found["polyrank_expert_load_entropy"] == [({"adapter": "legal"}, 0.75)]
     assert found["vllm:num_requests_running"] == [({"model_name": MODEL_ID}, 2.0)]
     assert found["vllm:num_requests_waiting"] == [({"model_name": MODEL_ID}, 1.0)]
     assert found["vllm:kv_cache_usage_perc"] == [({"model_name": MODEL_ID}, 0.5)]

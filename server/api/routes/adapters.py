@@ -15,7 +15,15 @@ from server.api.adapter_headers import IfMatch, NamePath, ReferencePath, digest_
 from server.api.body import JsonRoute
 from server.api.dependencies import Caller, CallerDep, ServicesDep
 from server.api.pins import release_deleted, release_replaced
-from server.api.schemas.adapters import AdapterInfo, AdapterList, RollbackRequest, VersionList, adapter_body
+from server.api.schemas.adapters import (
+    AdapterInfo,
+    AdapterList,
+    Experts,
+    RollbackRequest,
+    VersionList,
+    adapter_body,
+    experts_body,
+)
 from server.api.schemas.errors import JSON_ERRORS, READ_ERRORS, error_responses
 from server.api.services import Services
 
@@ -65,6 +73,13 @@ async def list_versions(name: NamePath, services: ServicesDep, caller: CallerDep
 def _bodies(services: Services, caller: Caller, found: Sequence[info.AdapterInfo]) -> list[AdapterInfo]:
     """Off the event loop: where files are is asked of the disk."""
     return [adapter_body(services, caller, each) for each in found]
+
+
+@router.get("/adapters/{reference}/experts", responses=READ_ERRORS)
+async def get_experts(reference: ReferencePath, services: ServicesDep, caller: CallerDep) -> Experts:
+    """How often each rank of a gated adapter (SMoRA) was chosen. The counts begin anew when it is evicted."""
+    found = await _info(reference, services, caller)
+    return experts_body(found, await services.engine.experts(found.digest))
 
 
 @router.get(

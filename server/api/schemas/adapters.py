@@ -1,5 +1,6 @@
 """Bodies of the adapter routes."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,7 +9,7 @@ from adapters_store import info
 from server.api.dependencies import Caller
 from server.api.schemas.sampling import Strict
 from server.api.services import Services
-from server.engine.status import Residency
+from server.engine.status import ExpertLoad, Residency, mean_entropy
 
 MAX_VERSION = 2**31 - 1
 MAX_RANK = 2**16
@@ -114,6 +115,35 @@ class VersionList(BaseModel):
     versions: list[AdapterInfo]
 
 
+class ModuleExperts(BaseModel):
+    """Use of one module's ranks: `active` of `rank` for each token. shares: of all choices, by rank; entropy: of the
+    shares, 1 where all ranks are used alike, null before the first token; unused: ranks that no token chose."""
+
+    rank: int
+    active: int
+    tokens: int
+    shares: list[float]
+    entropy: float | None
+    unused: int
+
+
+class Experts(BaseModel):
+    """How an adapter's tokens chose its ranks, on this server, since it came into device memory.
+
+    gated: whether it has such a choice at all; modules: empty while it is not in device memory. tokens: of the module
+    that saw most; entropy: the mean of the modules; unused: ranks of all modules that no token chose."""
+
+    name: str
+    version: int
+    digest: str
+    gated: bool
+    residency: Residency
+    tokens: int
+    entropy: float | None
+    unused: int
+    modules: dict[str, ModuleExperts]
+
+
 class RollbackRequest(Strict):
     version: Annotated[int, Field(ge=1, le=MAX_VERSION)]
 
@@ -200,3 +230,29 @@ def adapter_body(services: Services, caller: Caller, adapter: info.AdapterInfo) 
             elif share == 1:
                 body.residency = Residency.DISK
     return body
+
+
+def experts_body(adapter: AdapterInfo, loads: Mapping[str, ExpertLoad]) -> Experts:
+    """loads: by module, as the engine has counted."""
+    modules = {
+        name: ModuleExperts(
+            rank=len(load.counts),
+            active=load.active,
+            tokens=load.tokens,
+            shares=load.shares,
+            entropy=load.entropy,
+            unused=load.unused,
+        )
+        for name, load in loads.items()
+    }
+    return Experts(
+        name=adapter.name,
+        version=adapter.version,
+        digest=adapter.digest,
+        gated="gated_low_rank" in adapter.forms,
+        residency=adapter.residency,
+        tokens=max((load.tokens for load in loads.values()), default=0),
+        entropy=mean_entropy(loads),
+        unused=sum(load.unused for load in loads.values()),
+        modules=modules,
+    )
