@@ -102,6 +102,12 @@ def fit(base: Any, tokenizer: Any, task: Task, recipe: Recipe, seed: int) -> Any
     base.name_or_path = BASE_ID
     lora = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=BASE_ID, **recipe.lora)
     model: Any = get_peft_model(base, lora)
+    optimise(model, tokenizer, task, recipe, seed)
+    return model
+
+
+def optimise(model: Any, tokenizer: Any, task: Task, recipe: Recipe, seed: int) -> None:
+    """Trains what of the model asks for gradients, in place, on the task's items of that seed."""
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=0.0)
@@ -121,7 +127,6 @@ def fit(base: Any, tokenizer: Any, task: Task, recipe: Recipe, seed: int) -> Any
         if step % 10 == 0 or step == 1:
             seconds = time.monotonic() - begun
             print(f"{task.name} step {step}/{recipe.steps} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
-    return model
 
 
 def save(model: Any, folder: Path) -> int:

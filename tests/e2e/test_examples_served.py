@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from adapters_store.formats.peft import CONFIG_FILE, WEIGHTS_FILE
 from deploy.examples.evaluate import ADAPTERS, from_server
 from deploy.examples.tasks import TASKS
+from deploy.examples.train_smora import FOLDER
 from tests.support.server_process import ServerProcess
 
 ITEMS = 8  # per task; `python -m deploy.examples.evaluate` asks 64
@@ -83,3 +85,20 @@ def gauge(client: httpx.Client, name: str) -> float:
 
 def test_each_task_has_its_adapter() -> None:
     assert {folder.name for folder in ADAPTERS.iterdir()} == set(TASKS)
+
+
+def test_one_smora_adapter_does_all_tasks(server: ServerProcess) -> None:
+    """Uploaded beside the others; its ranks are counted."""
+    files = {name: (FOLDER / file).read_bytes() for name, file in (("config", CONFIG_FILE), ("weights", WEIGHTS_FILE))}
+    with httpx.Client(base_url=server.url, timeout=300) as client:
+        assert client.put(f"/adapters/{FOLDER.name}", files=files).status_code == 201
+        answer = from_server(server.url, concurrency=8)
+        right = 0
+        for name, task in sorted(TASKS.items()):
+            items = task.items("heldout", ITEMS, seed=1)
+            texts = answer(FOLDER.name, [item.prompt for item in items], TASKS[name].max_new_tokens)
+            right += sum(task.correct(item, text) for item, text in zip(items, texts, strict=True))
+        assert right >= 0.8 * ITEMS * len(TASKS), right
+        told = client.get(f"/adapters/{FOLDER.name}/experts").json()
+        assert told["entropy"] > 0.7
+        assert {(module["rank"], module["active"]) for module in told["modules"].values()} == {(32, 4)}
