@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from adapters_store.census import Census, take_census
+from adapters_store.histogram import Distribution
 from adapters_store.index import Index
 from adapters_store.log import Log
 from adapters_store.records import Record
@@ -34,6 +36,14 @@ class Catalogue:
     def digests(self) -> set[str]:
         """The content of every name now, whosever. In memory."""
         return {record.manifest for record in self._index.all_current() if record.manifest is not None}
+
+    def fetch_seconds(self) -> Distribution:
+        """Times of downloads from a bucket since the start; none for a folder."""
+        return self._log.fetch_seconds()
+
+    def census(self) -> Census:
+        """Counts of what every name is now, whosever: looks at the local disk for each, and asks no other machine."""
+        return take_census(self._index.all_current(), self._index.sizes(), self._log.share_here)
 
     def refresh_name(self, tenant: str, name: str) -> bool:
         """Takes in what others have appended to a name; whether there was anything. Raises StoreUnavailable."""

@@ -80,6 +80,12 @@ class Index:
         with self._lock:
             return [versions[-1] for versions in self._versions.values() if not versions[-1].deleted]
 
+    def sizes(self) -> dict[str, int]:
+        """Digest -> bytes of the content of every version there ever was."""
+        with self._lock:
+            versions = list(self._versions.values())
+        return {each.manifest: each.info.bytes for records in versions for each in records if each.manifest}
+
     def newest(self, tenant: str, name: str) -> int:
         """Number of the newest version, tombstones included; 0 for a name that was never used."""
         versions = self.versions(tenant, name)

@@ -22,6 +22,7 @@ from adapters_store import canonical, places, records
 from adapters_store.bucket import ObjectDamaged, ObjectMissing, Source, Stored
 from adapters_store.cache import CachePlace
 from adapters_store.errors import AdapterCorrupt, AdapterNotFound, StorageFull, damaged, read_error
+from adapters_store.histogram import Distribution
 from adapters_store.info import Proof
 from adapters_store.objects import Objects
 from adapters_store.records import Blob, Record
@@ -130,6 +131,10 @@ class Log:
             except OSError as error:
                 raise read_error(error, "file") from error
             yield path
+
+    def fetch_seconds(self) -> Distribution:
+        """Times of downloads from a bucket since the start; none for a folder."""
+        return self._objects.fetch_seconds.now()
 
     def share_here(self, record: Record) -> float:
         """Share of a version's bytes on this machine's disk, 0 to 1: nothing is read and no other machine asked."""

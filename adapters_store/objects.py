@@ -5,6 +5,7 @@ commit point and the compare-and-swap.
 """
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 from adapters_store import canonical
 from adapters_store.bucket import Bucket, ObjectDamaged, ObjectExists, ObjectMissing, Source, Stored
 from adapters_store.errors import OutcomeUnknown, StoreUnavailable, write_error
+from adapters_store.histogram import Histogram
 from adapters_store.staging import staged_file, sweep, temporary_folder
 
 _ATTEMPTS = 3  # to write a record; obstore repeats a request that the store refused, not one whose answer was lost
 _MARK = "store.json"
+FETCH_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # seconds of a download
 
 
 class Objects:
@@ -30,6 +33,7 @@ class Objects:
         self._bucket = bucket
         self._lock: AbstractContextManager[Any] = nullcontext() if shared else threading.Lock()
         self._shared = shared
+        self.fetch_seconds = Histogram(FETCH_BOUNDS)
         self._downloads: dict[str, Path] = {}  # of several of one object the last that began
 
     def prove(self) -> None:
@@ -79,7 +83,9 @@ class Objects:
         with staged_file(self.staging) as path:
             self._downloads[key] = path
             try:
+                started = time.monotonic()
                 self._bucket.download(key, path)
+                self.fetch_seconds.observe(time.monotonic() - started)
                 yield path
             finally:
                 self._downloads.pop(key, None)

@@ -79,7 +79,10 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     intake = Intake(registry, engine, trials, served)
     compressor = Compressor(registry, engine, trials)
     replicas = _replicas(settings, registry, notices, engine)
-    services = Services(engine, registry, intake, compressor, replicas, Metrics(), api_settings, drain)
+    metrics = Metrics()
+    metrics.watch_store(registry.catalogue, engine.stats, engine.held)
+    metrics.watch_uses(engine.take_uses)
+    services = Services(engine, registry, intake, compressor, replicas, metrics, api_settings, drain)
     # A bucket would be read from end to end by every server that starts: there, files are verified as they are used.
     verified = None if is_remote(settings.store) else registry
     return create_api(services, lifespan=_lifespan(engine, replicas, verified))

@@ -5,16 +5,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adapters_store.errors import CodedError
 from adapters_store.forms import AdapterWeights
+from adapters_store.histogram import Histogram
 from server.engine.host_cache import HostCache
 from server.engine.packing import PackedAdapter
 from server.errors import EngineFailure
 
 FORGET_SECONDS = 10.0  # a failed reading is no reason against a prefetch for longer
 FAILURES_KEPT = 1000
+LOAD_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 LOADER_THREADS = 2  # reading and packing use one core each; the model needs the rest
 
 
@@ -29,10 +31,12 @@ class Loaded:
 
 @dataclass(slots=True)
 class LoadSeconds:
-    """Time spent since the start, by phase: reading and checking files, and laying factors out."""
+    """Times since the start, by phase: reading and checking files (fetching them first, where they are in a bucket),
+    laying factors out, and writing them to their place in the pool."""
 
-    read: float = 0.0
-    pack: float = 0.0
+    read: Histogram = field(default_factory=lambda: Histogram(LOAD_BOUNDS))
+    pack: Histogram = field(default_factory=lambda: Histogram(LOAD_BOUNDS))
+    place: Histogram = field(default_factory=lambda: Histogram(LOAD_BOUNDS))
 
 
 class AdapterLoader:
@@ -143,7 +147,10 @@ class AdapterLoader:
             self._forget(digest)
             promise.set_exception(error)
             return
-        self._forget(digest, read - started, packed - read)
+        self._forget(digest)
+        with self._lock:
+            self.seconds.read.observe(read - started)
+            self.seconds.pack.observe(packed - read)
         promise.set_result(adapter)
 
     def _note_failure(self, digest: str) -> None:
@@ -156,8 +163,6 @@ class AdapterLoader:
         if self._closed:
             raise EngineFailure("The engine is stopping.", code="engine_stopped")
 
-    def _forget(self, digest: str, read: float = 0.0, pack: float = 0.0) -> None:
+    def _forget(self, digest: str) -> None:
         with self._lock:
             del self._reading[digest]
-            self.seconds.read += read
-            self.seconds.pack += pack

@@ -17,7 +17,7 @@ from server.engine.core import EngineCore, Outputs
 from server.engine.grammar import GrammarCompiler
 from server.engine.request import FinishReason, GenerationRequest, SamplingParams, StepOutput
 from server.engine.sequence import Sequence
-from server.engine.status import EngineInfo, EngineStats, ExpertLoad, Residency
+from server.engine.status import AdapterUse, EngineInfo, EngineStats, ExpertLoad, Residency
 from server.engine.tokenizer import Tokenizer
 from server.errors import ContextTooLong, EngineFailure, InvalidRequest, NotReady, Overloaded
 
@@ -157,7 +157,13 @@ class AsyncEngine:
             seconds_since_step=self._core.seconds_since_step(),
             compiling=compiler is not None and compiler.running,
             layers_compiled=compiler is not None and compiler.ready,
+            oldest_waiting_seconds=self._core.oldest_waiting_seconds(),
+            figures=self._core.watch.figures(),
         )
+
+    def take_uses(self) -> dict[str, AdapterUse]:
+        """What each adapter, by digest, was used for since the last call."""
+        return self._core.watch.take_uses()
 
     def residency(self, digest: str) -> Residency:
         return self._core.residency(digest)

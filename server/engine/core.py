@@ -21,6 +21,7 @@ from server.engine.sampler import Sampled
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.status import EngineStats, Residency
+from server.engine.step_watch import StepWatch
 from server.errors import EngineFailure, ModelOutputInvalid, NotReady
 
 LOADS_IN_FLIGHT = 4  # adapters being read or waiting for room in the pool
@@ -36,7 +37,6 @@ class _Counters:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     steps: int = 0
-    place_seconds: float = 0.0
     last_step: float = field(default_factory=time.monotonic)
 
 
@@ -65,6 +65,7 @@ class EngineCore:
         self._quarantine = Quarantine()
         self.experts = ExpertWatch(storage, scheduler.adapters, TRIAL)
         self._counters = _Counters()
+        self.watch = StepWatch(loader.seconds)
         self.blocked = False
         self.stats = EngineStats()  # replaced whole after every change, so that other threads may read it
 
@@ -110,6 +111,7 @@ class EngineCore:
         if not self._answers:
             self._counters.last_step = time.monotonic()
         self._answers[answer.sequence.request_id] = answer
+        self.watch.added(answer.sequence)
         self.scheduler.add(answer.sequence)
         return []
 
@@ -139,7 +141,9 @@ class EngineCore:
         outputs = self._place_adapters()
         batch = self.scheduler.schedule()
         if batch.entries:
+            self.watch.begins(batch)
             outputs += self._compute(batch)
+            self.watch.ends(batch)
             self._counters.steps += 1
         else:
             self._begin_loads()  # what scheduling found missing
@@ -160,6 +164,11 @@ class EngineCore:
     def seconds_since_step(self) -> float:
         """Seconds since the last step; 0 without requests or while all wait for loads. Any thread may ask."""
         return time.monotonic() - self._counters.last_step if self._answers and not self.blocked else 0.0
+
+    def oldest_waiting_seconds(self) -> float:
+        """Seconds since the request that has been in the queue for longest came; 0 without one. Any thread may ask."""
+        waiting = list(self.scheduler.waiting)  # a copy at once: the engine's thread changes it
+        return time.monotonic() - min(sequence.added for sequence in waiting) if waiting else 0.0
 
     def close(self) -> None:
         """End the threads of the loader and the compiler; the core takes no further step."""
@@ -197,11 +206,6 @@ class EngineCore:
             adapter_loads_total=adapters.counters.loads,
             adapter_evictions_total=adapters.counters.evictions,
             adapter_load_failures_total=adapters.counters.failures,
-            adapter_load_seconds_total=(
-                ("read", loader.seconds.read),
-                ("pack", loader.seconds.pack),
-                ("place", counters.place_seconds),
-            ),
             adapters_host=len(loader.host),
             host_bytes_used=loader.host.bytes_used,
             host_hits_total=loader.host.counters.hits,
@@ -272,7 +276,7 @@ class EngineCore:
             return False
         started = time.monotonic()
         arrival = self._storage.write(placement, adapter)
-        self._counters.place_seconds += time.monotonic() - started
+        self._loader.seconds.place.observe(time.monotonic() - started)
         if arrival is not None:
             adapters.await_bytes(adapter.digest)
             self._arrivals.append((adapter.digest, arrival))
@@ -361,6 +365,7 @@ class EngineCore:
         sequence = answer.sequence
         del self._answers[sequence.request_id]
         self.scheduler.remove(sequence)
+        self.watch.ended(sequence)
         return sequence.request_id, output
 
 

@@ -11,6 +11,7 @@ class Sequence:
 
     `num_computed` tokens have their keys and values in `block_table`; a step computes some of the rest. The
     scheduler owns `num_computed`, `block_table` and `preemptions`; the engine core owns the output fields.
+    `StepWatch` owns the times, monotonic and 0 before: when it came, its first step began, its first token was there.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class Sequence:
         self.block_table: list[int] = []
         self.preemptions = 0
         self.overtaken = 0
+        self.added = self.begun = self.answered = 0.0
         self.prompt_logprobs: dict[int, tuple[float, tuple[Candidate, ...]]] = {}
 
     @property

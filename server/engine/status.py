@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from adapters_store.histogram import NOTHING, Distribution
+
 
 class Residency(StrEnum):
     """Where an adapter's weights are, seen from the engine."""
@@ -42,6 +44,40 @@ class EngineInfo:
     aliases: tuple[str, ...] = ()
 
 
+@dataclass(slots=True)
+class AdapterUse:
+    """Of one adapter: tokens computed with it, and requests of it that began to run, with the seconds they waited."""
+
+    tokens: int = 0
+    waits: int = 0
+    wait_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How times and sizes are spread since the start. Times in seconds.
+
+    queue: until a request's first step begins; prefill: from there to its first token; decode: from there to its end.
+    step: by kind (`decode`: one token for each request; `prefill`: any other) and whether any row has an adapter.
+    load: by phase (read, pack, place). compared: decode steps with adapters for which the usual time of as many rows
+    without any is known, and that time.
+    """
+
+    queue_seconds: Distribution = NOTHING
+    prefill_seconds: Distribution = NOTHING
+    decode_seconds: Distribution = NOTHING
+    prompt_tokens: Distribution = NOTHING
+    answer_tokens: Distribution = NOTHING
+    adapters_per_step: Distribution = NOTHING
+    step_seconds: tuple[tuple[str, bool, Distribution], ...] = ()
+    load_seconds: tuple[tuple[str, Distribution], ...] = ()
+    compared_seconds: float = 0.0
+    compared_base_seconds: float = 0.0
+
+
+NO_FIGURES = Figures()
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """A snapshot of gauges and of counters since the start (names ending in `_total`)."""
@@ -63,7 +99,6 @@ class EngineStats:
     adapter_loads_total: int = 0
     adapter_evictions_total: int = 0
     adapter_load_failures_total: int = 0
-    adapter_load_seconds_total: tuple[tuple[str, float], ...] = ()  # by phase: read, pack, place
     adapters_host: int = 0  # in host memory
     host_bytes_used: int = 0
     host_hits_total: int = 0
@@ -77,6 +112,8 @@ class EngineStats:
     expert_entropies: tuple[tuple[str, float], ...] = ()  # of some of them, by digest: how evenly, 0 to 1
     compiling: bool = False  # the layers, in the background
     layers_compiled: bool = False
+    oldest_waiting_seconds: float = 0.0  # since the request that has been in the queue for longest came
+    figures: Figures = NO_FIGURES
 
 
 @dataclass(frozen=True, slots=True)

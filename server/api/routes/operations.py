@@ -148,7 +148,8 @@ async def server_info(services: ServicesDep, caller: CallerDep) -> ServerInfo:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(services: ServicesDep, caller: CallerDep) -> Response:
     """Prometheus."""
-    return Response(services.metrics.render(), media_type=services.metrics.content_type)
+    text = await asyncio.to_thread(services.metrics.render)
+    return Response(text, media_type=services.metrics.content_type)
 
 
 def server_version() -> str:
