@@ -22,7 +22,7 @@ serve: $(STAMP) ## Set up if needed, then serve the built-in model and the examp
 	@exec $(BIN)/polyrank serve --preload deploy/examples/adapters $(ARGS)
 
 .PHONY: test
-test: check redis-server ## Set up if needed, then lint, types and the whole test suite
+test: check test-servers ## Set up if needed, then lint, types and the whole test suite
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not deep" --timeout 600 $(ARGS)
 
 .PHONY: check
@@ -32,14 +32,16 @@ check: $(STAMP) ## Lint and types
 	$(BIN)/mypy $(CODE)
 
 .PHONY: fmt
-fmt: $(STAMP) ## Format the code and bring the tables of options and of methods up to date
+fmt: $(STAMP) ## Format the code, and write the tables of options, methods and metrics and the dashboards anew
 	$(BIN)/ruff check --fix --exit-zero --quiet .
 	$(BIN)/ruff format .
 	$(BIN)/python -m server.settings
 	$(BIN)/python -m adapters_store.formats.table
+	$(BIN)/python -m deploy.grafana.dashboards
+	$(BIN)/python -m deploy.readme
 
 .PHONY: deep
-deep: $(STAMP) redis-server ## The long forms of the fuzz, soak and property tests
+deep: $(STAMP) test-servers ## The long forms of the fuzz, soak and property tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m deep $(ARGS)
 
 .PHONY: bench
@@ -50,13 +52,14 @@ bench: $(STAMP) ## Measure throughput and latency on this machine
 roofline: $(STAMP) ## Bytes and FLOPs of a decode step on GPU data sheets: computed, not measured
 	$(BIN)/python -m tests.bench.roofline $(ARGS)
 
-# The tests start their own on free ports; the one that Debian may start is not used.
-.PHONY: redis-server
-redis-server:
-	@if ! command -v redis-server >/dev/null; then \
+# The tests start their own on free ports; those that Debian may start are not used.
+.PHONY: test-servers
+test-servers:
+	@if ! command -v redis-server >/dev/null || ! command -v prometheus >/dev/null; then \
 	  if [[ $$(id -u) = 0 ]] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; \
-	  else echo "No redis-server: tests of what servers share need one (on Debian: sudo apt-get install redis-server)." >&2; fi; fi
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus; \
+	  else echo "No redis-server or no prometheus: tests of what servers share, and of the dashboards, need them" \
+	    "(on Debian: sudo apt-get install redis-server prometheus)." >&2; fi; fi
 
 .PHONY: lock
 lock: $(STAMP) ## Write constraints.txt anew from what is installed

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -15,22 +14,20 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from redis.exceptions import NoPermissionError
 
-from server.engine.request import FinishReason, StepOutput
-from server.engine.status import EngineInfo, EngineStats
-from server.metrics import Metrics
+from deploy import readme
+from deploy.grafana import dashboards
 from server.replicas.keys import Change, Keys
 from server.replicas.link import RedisLink
-from server.replicas.state import LinkState
 from server.replicas.teller import mend, publish
 from server.settings import OTHER_VARIABLES, Settings, is_loopback, variable
-from tests.api.fake_replicas import FakeReplicas
 from tests.contract.sources import ROOT
+from tests.metrics.support import everything
+from tests.support.prometheus_server import require_prometheus
 from tests.support.redis_server import RedisServer, require_redis
 
-DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "overview.json"
-ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
-INFO = EngineInfo("tiny", "f", "llama", "float32", "cpu", "none", 32, 64, 16, 4, 8, 16, 10, 1 << 20, 1 << 20, 1 << 21)
-NAME = re.compile(r"\b(?:polyrank|vllm)[_:][a-z_]+")
+DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
+RULES = [ROOT / "deploy" / "prometheus" / name for name in ("recording.yml", "alerts.yml")]
+NAME = re.compile(r"\b(?:polyrank|vllm)[_:][a-z0-9_:]+")
 
 
 def read(path: str) -> Any:
@@ -45,58 +42,59 @@ def compose() -> Any:
 @pytest.fixture(scope="module")
 def exported() -> dict[str, set[str]]:
     """Samples that a server exports, each with its labels."""
-    metrics = Metrics()
-    metrics.watch_engine(INFO, EngineStats)
-    replicas = FakeReplicas()
-    replicas.redis = LinkState(configured=True)
-    metrics.watch_replicas(replicas)
-    metrics.http_answer("GET", "/health", 200, 0.1)
-    metrics.rejected("overloaded")
-    metrics.adapter_used("a", "sha256:0")
-    timer = metrics.generation("generate", 1)
-    timer.output(0, StepOutput(token_id=1))
-    timer.output(0, StepOutput(token_id=1, finish_reason=FinishReason.LENGTH))
-    families = text_string_to_metric_families(metrics.render().decode())
+    families = text_string_to_metric_families(everything().render().decode())
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}
 
 
 def dashboard_expressions() -> Iterator[str]:
-    dashboard = json.loads(DASHBOARD.read_text())
-    for panel in dashboard["panels"]:
-        yield from (target["expr"] for target in panel["targets"])
-    yield from (item["query"]["query"] for item in dashboard["templating"]["list"] if item["type"] == "query")
+    for path in DASHBOARDS:
+        dashboard = json.loads(path.read_text())
+        for panel in dashboard["panels"]:
+            yield from (target["expr"] for target in panel["targets"])
+        yield from (item["query"]["query"] for item in dashboard["templating"]["list"] if item["type"] == "query")
 
 
-def alert_expressions() -> Iterator[str]:
-    for group in yaml.safe_load(ALERTS.read_text())["groups"]:
-        yield from (rule["expr"] for rule in group["rules"])
+def rules() -> Iterator[Any]:
+    for path in RULES:
+        for group in yaml.safe_load(path.read_text())["groups"]:
+            yield from group["rules"]
 
 
-@pytest.mark.parametrize("expression", [*dashboard_expressions(), *alert_expressions()])
+@pytest.mark.parametrize("expression", [*dashboard_expressions(), *(rule["expr"] for rule in rules())])
 def test_every_expression_asks_for_what_is_exported(expression: str, exported: dict[str, set[str]]) -> None:
-    names = NAME.findall(expression)
-    assert names or expression.startswith("up{")
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    names = [name for name in NAME.findall(expression) if name not in recorded]
+    assert names or expression.startswith("up{") or any(name in expression for name in recorded)
     assert not [name for name in names if name not in exported]
-    grouped = re.findall(r"sum by \(([a-z, ]+)\)", expression)
+    grouped = re.findall(r" by \(([a-z, ]+)\)", expression)
     labels = {label.strip() for group in grouped for label in group.split(",")} - {"instance"}
     assert labels <= set().union(*(exported[name] for name in names))
 
 
-def test_the_dashboard_is_bound_to_no_one_installation() -> None:
-    dashboard = json.loads(DASHBOARD.read_text())
+def test_the_dashboards_keep_their_addresses() -> None:
+    uids = {path.stem: json.loads(path.read_text())["uid"] for path in DASHBOARDS}
+    assert uids == {"overview": "polyrank-overview", "adapters": "polyrank-adapters", "store": "polyrank-store"}
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_is_bound_to_no_one_installation(path: Path) -> None:
+    dashboard = json.loads(path.read_text())
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    assert len({panel["title"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     for panel in dashboard["panels"]:
         assert panel["datasource"]["uid"] == "${datasource}"
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
         for target in panel["targets"]:
-            assert '{instance=~"$instance"}' in target["expr"]
+            selectors = re.findall(r"(?:polyrank|vllm)[_:][a-z_]+(\{[^}]*\})?", target["expr"])
+            assert selectors
+            assert all('instance=~"$instance"' in selector for selector in selectors)
 
 
 def test_every_measured_time_is_shown(exported: dict[str, set[str]]) -> None:
     shown = set(NAME.findall(" ".join(dashboard_expressions())))
-    times = {name for name in exported if name.endswith("_seconds_bucket")} - {"polyrank_http_request_seconds_bucket"}
-    assert times <= shown
+    times = {name.removesuffix("_bucket") for name in exported if re.match(r"polyrank.*_seconds_bucket$", name)}
+    assert times <= {re.sub("_(bucket|sum|count)$", "", name) for name in shown}
 
 
 def test_compose_mounts_files_that_exist_and_opens_loopback_only(compose: Any) -> None:
@@ -165,9 +163,49 @@ def test_prometheus_scrapes_the_server() -> None:
     (job,) = settings["scrape_configs"]
     assert job["job_name"] == "polyrank"  # PolyrankDown asks for it
     assert job["static_configs"] == [{"targets": ["server:8000"]}]
-    assert settings["rule_files"] == [ALERTS.name]
+    assert settings["rule_files"] == [path.name for path in RULES]
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
-def test_prometheus_accepts_its_files() -> None:
-    subprocess.run(["promtool", "check", "config", str(ROOT / "deploy/prometheus/prometheus.yml")], check=True)
+def test_what_is_generated_is_current() -> None:
+    for name, dashboard in dashboards.DASHBOARDS.items():
+        assert (dashboards.FOLDER / name).read_text() == dashboards.text(dashboard), "run `make fmt`"
+    assert readme.current(readme.README.read_text()) == readme.README.read_text(), "run `make fmt`"
+
+
+def test_alerts_say_what_to_do() -> None:
+    alerts = [rule for rule in rules() if "alert" in rule]
+    assert len({rule["alert"] for rule in alerts}) == len(alerts)
+    titles = {panel["title"] for path in DASHBOARDS for panel in json.loads(path.read_text())["panels"]}
+    for rule in alerts:
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert rule["annotations"].keys() == {"summary", "runbook"}
+        options = re.findall(r"`(--[a-z-]+)", rule["annotations"]["runbook"])
+        assert {option[2:].replace("-", "_") for option in options} <= set(Settings.model_fields)
+        assert set(re.findall(r"`([A-Z][A-Za-z ,]+)`", rule["annotations"]["runbook"])) <= titles
+        named = set(re.findall(r"Polyrank[A-Z]\w+", rule["annotations"]["runbook"]))
+        assert named <= {rule["alert"] for rule in alerts}
+
+
+def test_every_alert_fires_in_its_test() -> None:
+    tests = read("deploy/prometheus/alerts_test.yml")["tests"]
+    assert [test["name"] for test in tests] == [rule["alert"] for rule in rules() if "alert" in rule]
+    for test in tests:
+        quiet, firing = test["promql_expr_test"]
+        assert quiet["exp_samples"] == []
+        assert [s["labels"] for s in firing["exp_samples"]] == [f'{{alertname="{test["name"]}", instance="a"}}']
+
+
+def test_prometheus_accepts_its_files_and_alerts_fire() -> None:
+    require_prometheus()
+    folder = ROOT / "deploy" / "prometheus"
+    subprocess.run(["promtool", "check", "config", str(folder / "prometheus.yml")], check=True)
+    subprocess.run(["promtool", "test", "rules", str(folder / "alerts_test.yml")], check=True)
+
+
+def test_an_alert_that_never_fires_is_found(tmp_path: Path) -> None:
+    require_prometheus()
+    for path in (ROOT / "deploy" / "prometheus").glob("*.yml"):
+        (tmp_path / path.name).write_text(path.read_text().replace("polyrank_seconds_since_step > 30", "vector(0) > 1"))
+    checked = subprocess.run(["promtool", "test", "rules", str(tmp_path / "alerts_test.yml")], capture_output=True)
+    assert checked.returncode != 0
+    assert b"PolyrankStuck" in checked.stderr + checked.stdout
