@@ -40,9 +40,10 @@ def current(text: str) -> str:
     """The text with the tables as they are now between their markers."""
     for mark, table in (("metrics", metrics()), ("alerts", alerts())):
         pattern = re.compile(f"<!-- {mark} -->.*<!-- end of {mark} -->", re.DOTALL)
-        if not pattern.search(text):
+        if len(pattern.findall(text)) != 1:
             raise ValueError(f"{README.name} lacks the markers of {mark}")
-        text = pattern.sub(lambda _, mark=mark, table=table: f"<!-- {mark} -->\n{table}\n<!-- end of {mark} -->", text)
+        before, after = pattern.split(text)
+        text = f"{before}<!-- {mark} -->\n{table}\n<!-- end of {mark} -->{after}"
     return text
 
 

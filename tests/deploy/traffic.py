@@ -20,8 +20,8 @@ from tests.support.server_process import ServerProcess
 
 ADAPTERS = 12
 # Room for a few of the adapters on the device and in host memory, so that they come and go.
-SMALL = ("--no-compile", "--kv-cache-memory", "1MiB", "--adapter-memory", "256KiB", "--device-memory", "1280KiB")
-SMALL += ("--host-adapter-memory", "512KiB", "--max-batch-tokens", "64", "--log-level", "warning")
+ROOM = ("--kv-cache-memory", "1MiB", "--adapter-memory", "256KiB", "--device-memory", "1280KiB")
+SMALL = ("--no-compile", "--host-adapter-memory", "512KiB", "--max-batch-tokens", "64", "--log-level", "warning")
 PROMPTS = ("the adapter answers", "one base model, many adapters, one batch", "the question of the request")
 CLIENTS = 4
 
@@ -32,7 +32,7 @@ def watched(folder: Path) -> Iterator[tuple[ServerProcess, PrometheusServer]]:
     base, plain = save_tiny(folder / "base"), tiny_model("llama")
     for seed in range(ADAPTERS):
         random_lora(folder / "adapters" / f"adapter-{seed}", plain, seed, r=2 + seed, lora_alpha=8)
-    options = ("--preload", str(folder / "adapters"), *SMALL)
+    options = ("--preload", str(folder / "adapters"), *ROOM, *SMALL)
     with (
         RedisServer(folder) as redis,
         ServerProcess(str(base), folder / "store", *options, "--redis", redis.url, log=folder / "server.log") as server,
@@ -76,8 +76,8 @@ class Traffic:
         with httpx.Client(base_url=self._url, timeout=120) as client:
             for number in itertools.takewhile(lambda _: not self._stop.is_set(), itertools.count()):
                 adapter = f"adapter-{int(ADAPTERS * chosen.random() ** 2)}"
-                body = {"model": adapter if number % 5 else "base", "prompt": chosen.choice(PROMPTS)}
-                body |= {"max_tokens": chosen.randint(2, 24), "temperature": 0}
+                asked = {"model": adapter if number % 5 else "base", "prompt": chosen.choice(PROMPTS)}
+                body = {**asked, "max_tokens": chosen.randint(2, 24), "temperature": 0}
                 answer = client.post("/v1/completions", json=body)
                 assert answer.status_code == 200, answer.text
 
