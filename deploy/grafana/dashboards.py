@@ -68,7 +68,7 @@ OVERVIEW = Dashboard(
         ),
         Panel(
             "KV cache",
-            "In use by requests, and lent to adapters",
+            "Share of the blocks that requests hold",
             [Query('vllm:kv_cache_usage_perc{instance=~"$instance"}', "{{instance}}")],
             "percentunit",
         ),

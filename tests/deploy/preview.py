@@ -15,7 +15,7 @@ def main(seconds: float) -> None:
         compress(server.url, ["adapter-1", "adapter-2"])
         with Traffic(server.url):
             threading.Event().wait(seconds)
-        preview.draw(prometheus.url, seconds, preview.FOLDER / "preview.png")
+            preview.draw(prometheus.url, seconds, preview.FOLDER / "preview.png")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,12 @@ ADAPTERS = 12
 # Room for a few of the adapters on the device and in host memory, so that they come and go.
 ROOM = ("--kv-cache-memory", "1MiB", "--adapter-memory", "256KiB", "--device-memory", "1280KiB")
 SMALL = ("--no-compile", "--host-adapter-memory", "512KiB", "--max-batch-tokens", "64", "--log-level", "warning")
-PROMPTS = ("the adapter answers", "one base model, many adapters, one batch", "the question of the request")
+PROMPTS = (
+    "the adapter answers",
+    "one base model, many adapters, one batch",
+    "the question of the request",
+    "Whole blocks of the KV cache hold the long beginning of this prompt, and are found again.",
+)
 CLIENTS = 4
 
 
