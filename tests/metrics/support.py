@@ -41,7 +41,9 @@ def everything() -> Metrics:
     """Of a server that has Redis, compressed adapters, a step of each kind, and one answer."""
     metrics = Metrics()
     steps = tuple((kind, with_, NOTHING) for kind in ("decode", "prefill") for with_ in (True, False))
-    stats = EngineStats(figures=Figures(step_seconds=steps, load_seconds=(("read", NOTHING),)), expert_entropies=(("d", 0.5),))
+    stats = EngineStats(
+        figures=Figures(step_seconds=steps, load_seconds=(("read", NOTHING),)), expert_entropies=(("d", 0.5),)
+    )
     metrics.watch_engine(INFO, lambda: stats)
     replicas = FakeReplicas()
     replicas.redis = LinkState(configured=True)
