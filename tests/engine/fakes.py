@@ -80,6 +80,7 @@ class FakeStorage(AdapterStorage):
     """
 
     def __init__(self) -> None:
+        self._gates = {}  # no adapter here chooses its ranks
         self.slots: dict[int, tuple[str, tuple[int, ...], tuple[object, ...]]] = {}
         self.lines: dict[int, object] = {}
         self.written: list[str] = []
