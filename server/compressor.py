@@ -124,6 +124,9 @@ class Compressor:
     def _check_original(self, source: AdapterRef) -> None:
         if self._registry.info(f"sha256:{source.digest}", source.tenant).provenance.get("type") == "compress":
             raise already_compressed()
+        if source.knobs or source.virtual_tokens or source.invocation:
+            text = "What a request chooses of this adapter, or where it acts, would be lost: it cannot be compressed."
+            raise AdapterInvalid(text, code="feature_unsupported", param="adapter")
 
     async def _measured(
         self, weights: AdapterWeights, made: Compressed, bounds: Bounds, prompts: Sequence[str], tenant: str

@@ -58,23 +58,22 @@ async def measure(engine: Engine, prompts: Sequence[str], original: str, changed
     """
     found = []
     for prompt in prompts:
-        rows = await _both(engine, prompt, (WeightedAdapter(original),), changed, tenant)
+        rows = await _both(engine, prompt, (WeightedAdapter(original),), WeightedAdapter(changed), tenant)
         found.append(await asyncio.to_thread(_compare, *rows))
     kl, same = (torch.cat(parts) for parts in zip(*found, strict=True))
     return Divergence(float(kl.mean()), float(kl.max()), float(same.double().mean()), len(kl))
 
 
-async def change(engine: Engine, prompt: str, digest: str, tenant: str) -> Probe:
+async def change(engine: Engine, prompt: str, adapter: WeightedAdapter, tenant: str) -> Probe:
     """What an adapter changes in the base's next-token distributions over a prompt; raises what `measure` raises."""
-    return await asyncio.to_thread(_change, *await _both(engine, prompt, (), digest, tenant))
+    return await asyncio.to_thread(_change, *await _both(engine, prompt, (), adapter, tenant))
 
 
 async def _both(
-    engine: Engine, prompt: str, original: Adapters, changed: str, tenant: str
+    engine: Engine, prompt: str, original: Adapters, changed: WeightedAdapter, tenant: str
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     both = [
-        asyncio.ensure_future(_distributions(engine, prompt, adapters, tenant))
-        for adapters in (original, (WeightedAdapter(changed),))
+        asyncio.ensure_future(_distributions(engine, prompt, adapters, tenant)) for adapters in (original, (changed,))
     ]
     try:
         one, other = await asyncio.gather(*both)

@@ -11,6 +11,7 @@ from adapters_store.forms import AdapterWeights
 from adapters_store.info import AdapterInfo, Notice, Probe
 from adapters_store.registry import AdapterRegistry
 from server import divergence
+from server.engine.request import WeightedAdapter
 from server.trials import Trials
 
 PROBE_SECONDS = 10.0  # waiting for other uploads included
@@ -66,7 +67,10 @@ class Intake:
             async with asyncio.timeout(PROBE_SECONDS), self._turn:
                 weights = await asyncio.to_thread(lambda: self._served(self._registry.weights(found)))
                 with self._trials.on_trial(self._engine, weights) as digest:
-                    return await divergence.change(self._engine, PROMPT, digest, found.tenant)
+                    # Without its invocation, which this prompt lacks, it acts everywhere, and the probe says something.
+                    virtual_tokens = 0 if weights.context is None else weights.context.num_tokens
+                    tried = WeightedAdapter(digest, virtual_tokens=virtual_tokens)
+                    return await divergence.change(self._engine, PROMPT, tried, found.tenant)
         except TimeoutError:
             return Notice("probe_timeout", f"The engine was too busy to try the adapter within {PROBE_SECONDS:g} s.")
         except CodedError as error:

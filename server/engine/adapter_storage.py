@@ -1,6 +1,7 @@
 """Adapter weights on the device: one flat buffer of bytes, and for each module a table of where its factors lie."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -10,6 +11,7 @@ from server.engine.copiers import Arrival, Copier, DirectCopier
 from server.engine.packing import FORM_OFFSETS, GATE_OFFSETS, OFFSET_FIELDS, SPAN, PackedAdapter
 from server.engine.status import ExpertLoad
 from server.model.step_context import AdapterTable
+from server.model.virtual_tokens import ContextPlace
 
 
 class AdapterStorage:
@@ -41,6 +43,7 @@ class AdapterStorage:
             self._placed(adapter.records, OFFSET_FIELDS, offsets),
             gates,
             self._placed(adapter.forms, FORM_OFFSETS, offsets),
+            self._context(adapter.context, offsets),
         )
         self._gates.pop(placement.slot, None)
         if gates:
@@ -79,6 +82,11 @@ class AdapterStorage:
         blocks = [self._buffer[gate[GateField.COUNTS] :][: 8 * gate[GateField.RANK]] for gate in gates.values()]
         return torch.cat([self._buffer[:0], *blocks]).cpu().view(torch.int64)
 
+    def _context(self, context: ContextPlace | None, offsets: Sequence[int]) -> ContextPlace | None:
+        if context is None:
+            return None
+        return replace(context, offsets=tuple(_found(place, offsets) for place in context.offsets))
+
     def _placed(
         self, records: Mapping[str, Sequence[int]], columns: Sequence[int], offsets: Sequence[int]
     ) -> dict[int, list[int]]:
@@ -88,6 +96,11 @@ class AdapterStorage:
             own = placed[self._index[name]] = list(record)
             for column in columns:
                 if record[column] >= 0:
-                    number, start = divmod(record[column], SPAN)
-                    own[column] = offsets[number] + start
+                    own[column] = _found(record[column], offsets)
         return placed
+
+
+def _found(place: int, offsets: Sequence[int]) -> int:
+    """What `PackedAdapter` says of a place, as bytes from the start of the buffer."""
+    number, start = divmod(place, SPAN)
+    return offsets[number] + start

@@ -37,7 +37,7 @@ class Answer:
         return SampleRow(
             params,
             self._seed,
-            sequence.tokens[: sequence.num_prompt],
+            sequence.prompt,
             sequence.output,
             banned=(*self._eos_ids, *params.stop_token_ids) if early else (),
             mask=self._grammar.mask() if self._grammar else None,
@@ -70,10 +70,10 @@ class Answer:
         self._prompt_sent = True
         sequence = self.sequence
         known = sequence.prompt_logprobs
-        positions = range(1, sequence.num_prompt) if sequence.wants_prompt_logprobs else ()
+        positions = range(sequence.num_virtual + 1, sequence.num_prompt) if sequence.wants_prompt_logprobs else ()
         return PromptOutput(
-            token_ids=tuple(sequence.tokens[: sequence.num_prompt]),
-            cached_tokens=sequence.num_cached,
+            token_ids=tuple(sequence.prompt),
+            cached_tokens=max(0, sequence.num_cached - sequence.num_virtual),
             logprobs=(None, *(known[p][0] for p in positions)) if sequence.wants_prompt_logprobs else (),
             top=((), *(known[p][1] for p in positions)) if sequence.wants_prompt_logprobs else (),
         )

@@ -10,8 +10,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from server.engine.activation import check_alone, num_virtual_tokens
 from server.engine.answer import Answer
-from server.engine.block_pool import PrefixKeys
 from server.engine.compute_threads import ComputeThreads
 from server.engine.core import EngineCore, Outputs
 from server.engine.grammar import GrammarCompiler
@@ -211,6 +211,7 @@ class AsyncEngine:
 
     async def _prepare(self, request: GenerationRequest) -> Answer:
         params, prompt = request.sampling, request.prompt
+        check_alone(request.adapters)
         if isinstance(prompt, str):
             prompt = self._bounded(prompt, params.truncate)
             encode = self.tokenizer.encode
@@ -221,11 +222,10 @@ class AsyncEngine:
             tokens = list(prompt)
         if params.truncate is not None:
             tokens = tokens[max(0, len(tokens) - params.truncate) :]
-        max_tokens = self._check(tokens, params)
+        max_tokens = self._check(tokens, params, num_virtual_tokens(request.adapters))
         grammar = await asyncio.to_thread(self._grammars.compile, params.grammar) if params.grammar else None
-        keys = PrefixKeys(self.info.fingerprint, request.adapters, request.tenant, self.info.block_size)
         return Answer(
-            Sequence(request, tokens, max_tokens, keys),
+            Sequence(request, tokens, max_tokens, self.info.fingerprint, self.info.block_size),
             self.tokenizer.stream(tokens),
             seed=params.seed if params.seed is not None else secrets.randbits(63),
             eos_ids=self._eos,
@@ -244,8 +244,11 @@ class AsyncEngine:
             )
         return text
 
-    def _check(self, tokens: list[int], params: SamplingParams) -> int:
-        """Bounds of the prompt and of every token id; returns how many tokens may be generated."""
+    def _check(self, tokens: list[int], params: SamplingParams, virtual: int) -> int:
+        """Bounds of the prompt and of every token id; returns how many tokens may be generated.
+
+        virtual: tokens that an adapter puts before the prompt.
+        """
         limit, max_tokens = self.info.max_context, params.max_tokens
         named = (*params.logit_bias, *params.stop_token_ids)
         if any(not 0 <= token < self.info.vocabulary for token in named):
@@ -257,12 +260,13 @@ class AsyncEngine:
             raise InvalidRequest("The prompt is empty: it has no tokens.", param="prompt")
         if min(tokens) < 0 or max(tokens) >= self.info.vocabulary:
             raise InvalidRequest(f"Prompt token ids must be in 0 to {self.info.vocabulary - 1}.", param="prompt")
-        room = limit - len(tokens)
+        room = limit - virtual - len(tokens)
         wanted = 1 if max_tokens is None else max_tokens
         if room < wanted:
             asked = f" and {wanted} more were asked for" if wanted else ""
+            before = f"the adapter puts {virtual} before the prompt, which has" if virtual else "the prompt has"
             raise ContextTooLong(
-                f"The context is {limit} tokens; the prompt has {len(tokens)}{asked}. Shorten the prompt, "
+                f"The context is {limit} tokens; {before} {len(tokens)}{asked}. Shorten the prompt, "
                 "ask for fewer tokens, or pass truncate.",
                 param="max_tokens",
             )

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 
-from server.engine.request import WeightedAdapter
+from server.engine.activation import Activation
 
 
 class BlockPool:
@@ -147,13 +147,15 @@ class BlockPool:
 class PrefixKeys:
     """Keys of a sequence's full blocks, each the SHA-256 of a tagged tuple.
 
-    The tuple is (base fingerprint, adapters with weights, tenant salt, tokens up to the block's end), so no block is
-    ever shared across bases, adapters or tenants; a name plays no part.
+    The tuple is (base fingerprint, adapters with weights that act before the block's end and from where, tenant salt,
+    tokens up to the block's end), so no block is ever shared across bases, tenants, or adapters that have a part in
+    it; a name plays no part. What lies before the first token on which an adapter acts is the base's, and so shared.
     """
 
-    def __init__(self, fingerprint: str, adapters: tuple[WeightedAdapter, ...], salt: str, block_size: int) -> None:
+    def __init__(self, fingerprint: str, adapters: tuple[Activation, ...], salt: str, block_size: int) -> None:
         self._block_size = block_size
-        identity = repr(("polyrank-kv-1", fingerprint, [(a.digest, a.weight) for a in adapters], salt, block_size))
+        self._starts = [(a.start, repr((a.adapter.digest, a.adapter.weight, a.start))) for a in adapters]
+        identity = repr(("polyrank-kv-2", fingerprint, salt, block_size))
         self._keys = [hashlib.sha256(identity.encode()).digest()]
 
     def upto(self, tokens: Sequence[int], num_tokens: int) -> list[bytes]:
@@ -162,6 +164,7 @@ class PrefixKeys:
         count = num_tokens // size
         while len(self._keys) <= count:
             index = len(self._keys) - 1
-            block = ",".join(map(str, tokens[index * size : (index + 1) * size]))
+            acting = [told for start, told in self._starts if start < (index + 1) * size]
+            block = repr((acting, tokens[index * size : (index + 1) * size]))
             self._keys.append(hashlib.sha256(self._keys[-1] + block.encode()).digest())
         return self._keys[1 : count + 1]

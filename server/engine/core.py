@@ -343,7 +343,9 @@ class EngineCore:
         """Book an entry's computed tokens and pass on its new token."""
         sequence = entry.sequence
         self.scheduler.computed(entry)
-        self._counters.prompt_tokens += max(0, min(entry.start + entry.count, sequence.num_prompt) - entry.start)
+        self._counters.prompt_tokens += max(
+            0, min(entry.start + entry.count, sequence.num_prompt) - max(entry.start, sequence.num_virtual)
+        )
         if chosen is None:
             return []
         answer = self._answers[sequence.request_id]

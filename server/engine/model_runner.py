@@ -17,6 +17,7 @@ from server.engine.sampler import Sampled, candidates, sample
 from server.model.base import BaseModel
 from server.model.prepare import forward
 from server.model.step_context import AttentionMetadata, StepContext
+from server.model.virtual_tokens import VirtualRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class ModelRunner:
             self._placed(self._segments([(row.entry, range(row.first, row.first + row.entry.count)) for row in rows])),
             self._placed(self._segments([(row.entry, row.logits) for row in rows])),
             slots,
+            self._virtual(rows),
         )
         tokens = np.concatenate([np.asarray(e.sequence.tokens[e.start : e.start + e.count]) for e in batch.entries])
         positions = np.concatenate([np.arange(e.start, e.start + e.count) for e in batch.entries])
@@ -119,12 +121,17 @@ class ModelRunner:
         )
 
     def _segments(self, rows: list[tuple[ScheduledSequence, range]]) -> Segments | None:
-        """Rows grouped by adapter, in the order of digests, in host memory; None for a step of base rows alone."""
+        """Rows grouped by adapter, in the order of digests, in host memory; None for a step of base rows alone.
+
+        rows: of each entry its last ones, or all; those before the position from which on an adapter acts are not its.
+        """
         groups: dict[str, list[tuple[range, float]]] = {}
         for entry, own in rows:
-            for adapter in entry.sequence.request.adapters:
-                if own:
-                    groups.setdefault(adapter.digest, []).append((own, adapter.weight))
+            for activation in entry.sequence.activations:
+                acting = own[max(0, len(own) - max(0, entry.start + entry.count - activation.start)) :]
+                if acting:
+                    adapter = activation.adapter
+                    groups.setdefault(adapter.digest, []).append((acting, adapter.weight))
         if not groups:
             return None
         members = [groups[digest] for digest in sorted(groups)]
@@ -135,6 +142,21 @@ class ModelRunner:
             token=torch.tensor([row for group in members for own, _ in group for row in own], dtype=torch.int32),
             weight=torch.tensor([w for group in members for own, w in group for _ in own], dtype=torch.float32),
         )
+
+    def _virtual(self, rows: list[_Rows]) -> list[VirtualRows]:
+        """Rows that stand for virtual tokens. Raises RuntimeError where a request and its adapter disagree on them."""
+        assert self._context.table is not None
+        found = []
+        for row in rows:
+            sequence, start = row.entry.sequence, row.entry.start
+            for adapter in sequence.request.adapters if start < sequence.num_prompt else ():
+                place = self._context.table.context(self._adapters.slot(adapter.digest))
+                if adapter.virtual_tokens != (0 if place is None else place.num_tokens):
+                    raise RuntimeError("the request expects another number of virtual tokens than its adapter has")
+                if place is not None and start < place.num_tokens:
+                    count = min(row.entry.count, place.num_tokens - start)
+                    found.append(VirtualRows(place, row.first, start, count))
+        return found
 
     def _placed(self, segments: Segments | None) -> Segments | None:
         return None if segments is None else dispatch.place(segments, self._base.device, self._limits)
@@ -167,14 +189,15 @@ def _record_prompt_logprobs(row: _Rows, logits: torch.Tensor) -> None:
     last = min(entry.start + entry.count, sequence.num_prompt - 1)
     if count is None or entry.start >= last:
         return
-    for position in range(entry.start, last):
+    for position in range(max(entry.start, sequence.num_virtual), last):
         logprobs = logits[row.logits[position - entry.start]].log_softmax(dim=-1)
         following = sequence.tokens[position + 1]
         sequence.prompt_logprobs[position + 1] = (float(logprobs[following]), candidates(logprobs, count))
 
 
 def _show_prompt_logits(row: _Rows, logits: torch.Tensor) -> None:
-    entry, probe = row.entry, row.entry.sequence.request.probe
+    entry, sequence, probe = row.entry, row.entry.sequence, row.entry.sequence.request.probe
     if probe is not None:
-        for position in range(entry.start, min(entry.start + entry.count, entry.sequence.num_prompt)):
-            probe(position, logits[row.logits[position - entry.start]])
+        end = min(entry.start + entry.count, sequence.num_prompt)
+        for position in range(max(entry.start, sequence.num_virtual), end):
+            probe(position - sequence.num_virtual, logits[row.logits[position - entry.start]])

@@ -10,6 +10,7 @@ import torch
 from adapters_store.errors import AdapterInvalid
 from adapters_store.forms import (
     AdapterWeights,
+    Context,
     Delta,
     Dense,
     Form,
@@ -35,6 +36,7 @@ from kernels.segments import (
     FormField,
     GateField,
 )
+from server.model.virtual_tokens import ContextPlace
 
 OFFSET_FIELDS = (Field.A, Field.B, Field.D, Field.BIAS, Field.WEIGHT, Field.WEIGHT_BIAS, Field.CORE)
 GATE_OFFSETS = (GateField.ROUTER, GateField.BIAS, GateField.COUNTS)
@@ -62,7 +64,8 @@ class PackedAdapter:
 
     own: its blocks; shared: further ones, in parts that other adapters may have too, by a digest of their bytes;
     records: module name -> record in the order of `Field`, an offset being `SPAN * index + bytes from the start` of one
-    of `blocks`; gates, forms: the same in the order of `GateField` and `FormField`, for modules that have such parts.
+    of `blocks`; gates, forms: the same in the order of `GateField` and `FormField`, for modules that have such parts;
+    context: its virtual tokens, with offsets of the same kind.
     """
 
     digest: str
@@ -71,6 +74,7 @@ class PackedAdapter:
     shared: Mapping[bytes, Blocks] = field(default_factory=dict)
     gates: Mapping[str, list[int]] = field(default_factory=dict)
     forms: Mapping[str, list[int]] = field(default_factory=dict)
+    context: ContextPlace | None = None
 
     @property
     def blocks(self) -> Blocks:
@@ -108,6 +112,8 @@ def pack(
         _check_one(name, forms)
         for form in forms:
             _add(form, name, tables, own, basis, name in embeddings)
+    parts = [] if weights.context is None else _context_parts(weights.context)
+    context = [own.add(part, parts[0].dtype) for part in parts]
     own_blocks = own.lay_out(page_bytes, 0, pinned)
     shared = basis.lay_out(page_bytes, len(own_blocks), pinned)
     return PackedAdapter(
@@ -117,6 +123,7 @@ def pack(
         {basis.key(): shared} if shared else {},
         _placed(tables.gates),
         _placed(tables.forms),
+        _context_place(weights.context, context),
     )
 
 
@@ -272,6 +279,21 @@ def _add_form(form: Sparse | Dense | InputTransform | OutputScale, record: list[
             record[FormField.SCALE_BIAS] = own.add(bias, torch.float32)
             record[FormField.SCALE_PAIR] = own.add(pair, torch.float32)
             record[FormField.SCALE_STRIDE] = stride
+
+
+def _context_parts(context: Context) -> list[torch.Tensor]:
+    """Embeddings; or keys and values of each layer, so that no piece is larger than need be."""
+    if context.embeddings is not None:
+        return [context.embeddings]
+    assert context.keys is not None
+    assert context.values is not None
+    return [part for layer in zip(context.keys, context.values, strict=True) for part in layer]
+
+
+def _context_place(context: Context | None, entries: list[Entry]) -> ContextPlace | None:
+    if context is None:
+        return None
+    return ContextPlace(context.num_tokens, _context_parts(context)[0].dtype, tuple(map(_place, entries)))
 
 
 def _placed(records: Mapping[str, list[Entry]]) -> dict[str, list[int]]:

@@ -67,10 +67,16 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class WeightedAdapter:
-    """An adapter by digest, and the weight of its delta in this request."""
+    """An adapter by digest, and the weight of its delta in this request.
+
+    digest: or key of a variant (`adapters_store.variants`); virtual_tokens: how many it puts before the prompt;
+    invocation: token ids from whose last occurrence in the prompt on it acts, or () for everywhere.
+    """
 
     digest: str
     weight: float = 1.0
+    virtual_tokens: int = 0
+    invocation: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

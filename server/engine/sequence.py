@@ -2,26 +2,31 @@
 
 from collections.abc import Sequence as TokenSequence
 
+from server.engine.activation import VIRTUAL, activations, num_virtual_tokens
 from server.engine.block_pool import PrefixKeys
 from server.engine.request import Candidate, GenerationRequest
 
 
 class Sequence:
-    """Tokens of one request (prompt, then output) and the resources it holds while it runs.
+    """Tokens of one request (an adapter's virtual ones, prompt, then output) and what it holds while it runs.
 
     `num_computed` tokens have their keys and values in `block_table`; a step computes some of the rest. The
-    scheduler owns `num_computed`, `block_table` and `preemptions`; the engine core owns the output fields.
+    scheduler owns `num_computed`, `block_table` and `preemptions`; the engine core owns the output fields. Virtual
+    tokens have places in `tokens` and in the cache like any other; nobody outside the engine sees them.
     `StepWatch` owns the times, monotonic and 0 before: when it came, its first step began, its first token was there.
     """
 
     def __init__(
-        self, request: GenerationRequest, prompt: TokenSequence[int], max_tokens: int, keys: PrefixKeys
+        self, request: GenerationRequest, prompt: TokenSequence[int], max_tokens: int, fingerprint: str, block_size: int
     ) -> None:
+        """fingerprint: of the base; block_size: of the KV cache, in tokens."""
         self.request = request
-        self.tokens = list(prompt)
-        self.num_prompt = len(self.tokens)
+        self.num_virtual = num_virtual_tokens(request.adapters)
+        self.tokens = [VIRTUAL] * self.num_virtual + list(prompt)
+        self.num_prompt = len(self.tokens)  # virtual tokens counted
+        self.activations = activations(request.adapters, prompt, self.num_virtual)
         self.max_tokens = max_tokens
-        self.keys = keys
+        self.keys = PrefixKeys(fingerprint, self.activations, request.tenant, block_size)
         self.num_computed = 0
         self.num_cached = 0
         self.block_table: list[int] = []
@@ -46,6 +51,11 @@ class Sequence:
     @property
     def num_output(self) -> int:
         return len(self.tokens) - self.num_prompt
+
+    @property
+    def prompt(self) -> list[int]:
+        """Without virtual tokens."""
+        return self.tokens[self.num_virtual : self.num_prompt]
 
     @property
     def output(self) -> list[int]:

@@ -87,11 +87,23 @@ class AdapterEmbedding(_Wrapper):
     """An `nn.Embedding`: the base lookup for all rows, then the adapters of the rows that have any.
 
     The delta belongs to the raw lookup, so where the base scales its rows (Gemma) the delta is scaled too, as in PEFT;
-    importers fold that factor, `ModuleSpec.scale`, into the adapter's `d`.
+    importers fold that factor, `ModuleSpec.scale`, into the adapter's `d`. first: it is the model's first layer, and
+    so the one whose rows are virtual tokens too.
     """
+
+    def __init__(self, base: nn.Module, context: StepContext, index: int, *, first: bool = False) -> None:
+        super().__init__(base, context, index)
+        self.first = first
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids: int64 [1, T] or [T]; returns the same with a last axis of `dim`."""
+        y = self._adapted(ids)
+        if self.first and self.context.embedded and self.context.pool is not None:
+            for rows in self.context.embedded:
+                rows.exchange(y.view(-1, y.shape[-1]), self.context.pool, 0)
+        return y
+
+    def _adapted(self, ids: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self._modules["base"](ids)  # type: ignore[misc]
         context, index = self.context, self.index
         special = context.special.get(index)

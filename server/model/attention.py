@@ -34,6 +34,7 @@ def polyrank_attention(
 ) -> tuple[torch.Tensor, None]:
     """Store the keys and values of this step's rows, then attend to all keys of each row's request.
 
+    Those of virtual tokens that an adapter gives as keys and values are exchanged before, so the cache holds them.
     query: [1, heads, T, dim]; key, value: [1, kv_heads, T, dim]; returns [1, T, heads, dim]. `sliding_window` counts
     keys with the query's own, as in transformers' mask (`kv > q - window`) and in the kernel. `scaling` None means
     1 / sqrt(dim). The step's metadata come from `module.step_context`, which `prepare_model` attached.
@@ -45,6 +46,10 @@ def polyrank_attention(
     cache, metadata = context.cache, context.attention
     if cache is None or metadata is None:
         raise RuntimeError("attention ran before the model runner set the KV cache and the step")
+    if context.prefixed and context.pool is not None:
+        for rows in context.prefixed:
+            rows.exchange(key[0].transpose(0, 1), context.pool, 2 * layer)
+            rows.exchange(value[0].transpose(0, 1), context.pool, 2 * layer + 1)
     key_pool, value_pool = cache.layer(layer)
     out = dispatch.attend(
         query[0].transpose(0, 1),

@@ -62,6 +62,7 @@ def forward(
 
 
 def _wrap(base: BaseModel, context: StepContext) -> None:
+    first = base.model.get_input_embeddings()
     for name in base.spec.norms:
         norm = base.model.get_submodule(name)
         norm.forward = AdapterNorm(norm, context, context.module_index[name])
@@ -72,7 +73,8 @@ def _wrap(base: BaseModel, context: StepContext) -> None:
         module = getattr(parent, child)
         wrapper: nn.Module
         if adapter_kind(module) == "embedding":
-            wrapper = AdapterEmbedding(module, context, index)
+            wrapper = AdapterEmbedding(module, context, index, first=module is first)
+            context.embeds = context.embeds or module is first
         else:
             wrapper = AdapterLinear(float_linear(module), context, index, head=name == context.head)
         setattr(parent, child, wrapper)

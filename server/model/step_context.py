@@ -7,6 +7,7 @@ import torch
 
 from kernels.segments import FORM_FIELDS, GATE_FIELDS, RECORD_FIELDS, Field, FormField, GateField, Segments
 from server.model.kv_cache import KVCache
+from server.model.virtual_tokens import ContextPlace, VirtualRows
 
 _EMPTY = tuple(0 if column in (Field.RANK, Field.DTYPE) else -1 for column in range(RECORD_FIELDS))
 
@@ -68,6 +69,7 @@ class AdapterTable:
         self.forms = torch.zeros(count, slots, FORM_FIELDS, dtype=torch.int64, device=device)
         self._touched: list[set[int]] = [set() for _ in range(slots)]
         self._special: list[dict[int, Special]] = [{} for _ in range(slots)]
+        self._contexts: dict[int, ContextPlace] = {}
 
     def set(self, slot: int, module_index: int, record: Sequence[int]) -> None:
         """Write one module's record (in the order of `Field`) of the adapter in this slot."""
@@ -80,8 +82,12 @@ class AdapterTable:
         records: Mapping[int, Sequence[int]],
         gates: Mapping[int, Sequence[int]] = NO_RECORDS,
         forms: Mapping[int, Sequence[int]] = NO_RECORDS,
+        context: ContextPlace | None = None,
     ) -> None:
         """Put an adapter in this slot, by module index; the former one is gone. Copies that do not wait."""
+        self._contexts.pop(slot, None)
+        if context is not None:
+            self._contexts[slot] = context
         before = self._special[slot]
         self._touched[slot].clear()
         self._special[slot] = {}
@@ -99,6 +105,10 @@ class AdapterTable:
     def clear(self, slot: int) -> None:
         """Forget the adapter in this slot."""
         self.write(slot, {})
+
+    def context(self, slot: int) -> ContextPlace | None:
+        """The virtual tokens of the adapter in this slot."""
+        return self._contexts.get(slot)
 
     def touched(self, slots: Iterable[int]) -> frozenset[int]:
         """Modules to which an adapter in one of these slots adds a low-rank delta or a bias."""
@@ -154,7 +164,10 @@ class StepContext:
     head_segments: Segments | None = None  # rows that are kept for logits
     active: frozenset[int] = frozenset()  # modules that an adapter of this step adds low-rank deltas to
     special: Mapping[int, Special] = field(default_factory=dict)  # modules that need more than that, and what
+    embedded: Sequence[VirtualRows] = ()  # rows whose embeddings an adapter of this step exchanges
+    prefixed: Sequence[VirtualRows] = ()  # rows whose keys and values it exchanges, in every layer
 
+    embeds: bool = False  # the first layer is an embedding that can exchange its rows
     compiled: frozenset[int] | None = (
         None  # modules and norms inside compiled layers; None: the layers are not compiled (yet)
     )
@@ -171,8 +184,12 @@ class StepContext:
         segments: Segments | None = None,
         head_segments: Segments | None = None,
         slots: Iterable[int] = (),
+        virtual: Iterable[VirtualRows] = (),
     ) -> None:
-        """Set the step. `slots`: the distinct adapter slots in `segments`. Without segments no adapter code runs."""
+        """Set the step. `slots`: the distinct adapter slots in `segments`. Without segments no adapter code runs.
+
+        virtual: rows that stand for virtual tokens; they are among `segments`.
+        """
         self.attention = attention
         self.segments = segments
         self.head_segments = head_segments
@@ -181,6 +198,14 @@ class StepContext:
             self.active, self.special = self.table.touched(slots), self.table.special(slots)
         else:
             self.active, self.special = frozenset(), {}
+        self.embedded, self.prefixed = (), ()
+        for rows in virtual:
+            if rows.place.is_prefix:
+                self.prefixed = (*self.prefixed, rows)
+            elif self.embeds:
+                self.embedded = (*self.embedded, rows)
+            else:
+                raise RuntimeError("the first layer of this base cannot exchange its rows")
         self.compiled_step = self._compiled_step()
 
     def tensors(self, *, with_adapters: bool) -> tuple[torch.Tensor, ...]:
@@ -197,7 +222,7 @@ class StepContext:
 
     def _compiled_step(self) -> CompiledStep | None:
         modules = self.compiled  # another thread may set it meanwhile
-        if modules is None or not modules.isdisjoint(self.special):  # only the eager code knows special modules
+        if modules is None or self.prefixed or not modules.isdisjoint(self.special):  # known to the eager code only
             return None
         with_adapters = bool(self.active & modules)
         return CompiledStep(with_adapters, self.tensors(with_adapters=with_adapters))

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -191,3 +192,15 @@ def test_adapters_in_eight_bits_over_http(world: World, tmp_path: Path) -> None:
         assert client.post("/generate", json=body).json()["details"]["tokens"] == native
         exported = client.get(f"/adapters/plain/files/{names[1]}").content
         assert len(exported) > made.json()["bytes"]
+
+
+@pytest.mark.parametrize(
+    "facts", [{"knobs": {"rank": {"max": 8}}}, {"virtual_tokens": 4}, {"invocation": (3, 1)}], ids=str
+)
+async def test_what_would_be_lost_is_refused(world: World, facts: dict[str, Any]) -> None:
+    async with service(world) as (compressor, _, _):
+        source = replace(world.registry.resolve("plain"), **facts)
+        with pytest.raises(AdapterInvalid) as caught:
+            await compressor.compress(source, Recipe(), Bounds())
+        assert (caught.value.code, caught.value.param) == ("feature_unsupported", "adapter")
+    assert world.registry.resolve("plain").version == 1

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters_store.errors import AdapterConflict, AdapterInvalid, CodedError, PreconditionFailed
-from adapters_store.forms import AdapterWeights
+from adapters_store.forms import AdapterWeights, Context
 from adapters_store.info import ModuleCount
 from server import intake as intake_module
 from server.engine.async_engine import AsyncEngine
@@ -251,3 +251,26 @@ def test_trial_weights_are_those_that_will_be_served(world: World, tmp_path: Pat
 
     [weights] = asyncio.run(run())
     assert weights.modules.keys() == world.registry.load(world.digests["plain"]).modules.keys()
+
+
+@pytest.mark.parametrize("kind", ["virtual tokens", "invocation"])
+async def test_what_acts_in_places_is_tried_too(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The probe's text has no invocation: there the adapter is tried as if it acted everywhere."""
+    given = world.registry.load(world.digests["plain"])
+    if kind == "virtual tokens":
+        tried = replace(given, modules={}, context=Context(embeddings=torch.randn(5, 64)))
+    else:
+        tried = replace(given, invocation=(3, 1, 3))
+    async with service(world) as (intake, _):
+        plain, _ = await intake.add("plain-again", *files(tmp_path / "plain"))
+        monkeypatch.setattr(world.registry, "weights", lambda found: tried)
+        info, _ = await intake.add("new", *files(tmp_path / "plain"))
+    assert info.proof is not None
+    assert plain.proof is not None
+    assert info.proof.probe is not None
+    assert plain.proof.probe is not None
+    assert info.proof.probe.tokens == plain.proof.probe.tokens
+    assert info.proof.probe.max_change > 0.01
+    assert (info.proof.probe == plain.proof.probe) == (kind == "invocation")

@@ -5,7 +5,7 @@ from collections.abc import Sequence as TokenSequence
 
 from server.engine.adapter_pool import AdapterPool, Placement
 from server.engine.batch import ScheduledBatch
-from server.engine.block_pool import BlockPool, PrefixKeys
+from server.engine.block_pool import BlockPool
 from server.engine.page_allocator import PageAllocator
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.engine.scheduler import Scheduler
@@ -33,8 +33,7 @@ def make_sequence(
     request = GenerationRequest(
         request_id, tuple(prompt), sampling or SamplingParams(), weighted(adapters), tenant=tenant
     )
-    keys = PrefixKeys("base", request.adapters, tenant, block_size)
-    return Sequence(request, prompt, max_tokens, keys)
+    return Sequence(request, prompt, max_tokens, "base", block_size)
 
 
 def prompt(length: int, salt: int = 0) -> list[int]:

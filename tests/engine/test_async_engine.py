@@ -7,12 +7,16 @@ import pytest
 
 from server.engine import async_engine
 from server.engine.async_engine import LONG_TEXT
-from server.engine.request import FinishReason, Grammar, SamplingParams
+from server.engine.request import FinishReason, GenerationRequest, Grammar, SamplingParams, WeightedAdapter
 from server.engine.status import Residency
 from server.errors import ContextTooLong, InvalidRequest, Overloaded
 from tests.engine.fakes import expected_tokens, tokenizer
 from tests.engine.front import CONTEXT, HELD_TEXT, PATIENCE, PROMPT, HeldEncode, collect, running, tokens
 from tests.support.models import VOCABULARY
+
+
+def asked(prompt: list[int], *adapters: WeightedAdapter) -> GenerationRequest:
+    return GenerationRequest("virtual", tuple(prompt), SamplingParams(max_tokens=1), adapters)
 
 
 async def test_a_stream_gives_the_tokens_in_order_and_ends() -> None:
@@ -139,6 +143,25 @@ class TestPrompts:
                 outputs = await own.generate(str(index), [index + 5] * length, SamplingParams(max_tokens=asked))
                 assert len(tokens(outputs)) == given
                 assert outputs[-1].finish_reason is FinishReason.LENGTH
+            own.assert_idle()
+
+    async def test_virtual_tokens_count_against_the_context(self) -> None:
+        adapter = WeightedAdapter("x", virtual_tokens=8)
+        async with running() as own:
+            with pytest.raises(ContextTooLong, match="puts 8 before the prompt"):
+                await own.engine.submit(asked([5] * (CONTEXT - 8), adapter))
+            own.assert_idle()
+            outputs = await collect(await own.engine.submit(asked([5] * (CONTEXT - 9), adapter)))
+            assert len(tokens(outputs)) == 1
+            assert outputs[0].prompt is not None
+            assert outputs[0].prompt.token_ids == (5,) * (CONTEXT - 9)
+            own.assert_idle()
+
+    async def test_virtual_tokens_beside_another_adapter_are_refused(self) -> None:
+        async with running() as own:
+            with pytest.raises(InvalidRequest) as caught:
+                await own.engine.submit(asked(PROMPT, WeightedAdapter("x", virtual_tokens=8), WeightedAdapter("y")))
+            assert caught.value.code == "context_composed"
             own.assert_idle()
 
     async def test_a_bad_grammar_leaves_nothing(self) -> None:

@@ -14,7 +14,6 @@ from kernels import dispatch
 from kernels.segments import Limits, Segments
 from server.engine.answer import Answer
 from server.engine.async_engine import AsyncEngine
-from server.engine.block_pool import PrefixKeys
 from server.engine.build import build_core, build_engine
 from server.engine.core import EngineCore
 from server.engine.limits import BLOCK_SIZE, EngineLimits
@@ -91,8 +90,7 @@ class Bench:
         probe: Callable[[int, torch.Tensor], None] | None = None,
     ) -> None:
         request = GenerationRequest(request_id, tuple(prompt), params, weighted(adapters), probe=probe)
-        keys = PrefixKeys("base", request.adapters, request.tenant, BLOCK_SIZE)
-        sequence = Sequence(request, prompt, max_tokens, keys)
+        sequence = Sequence(request, prompt, max_tokens, "base", BLOCK_SIZE)
         answer = Answer(sequence, self.tokenizer.stream(prompt), seed=params.seed or 0, eos_ids=(), grammar=None)
         self.outputs[request_id] = []
         assert self.core.add(answer) == []

@@ -11,6 +11,7 @@ from adapters_store.compression import int4
 from adapters_store.errors import AdapterInvalid
 from adapters_store.forms import (
     AdapterWeights,
+    Context,
     Dense,
     Form,
     GatedLowRank,
@@ -278,3 +279,29 @@ class TestStorage:
         slow = Slow()
         storage = AdapterStorage(torch.zeros(512, dtype=torch.uint8), AdapterTable(["m"], slots=1), slow)
         assert storage.write(Placement(0, (0,), (0,)), packed({"m": lowrank(1, 3, 4)})) is slow
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_virtual_tokens_arrive_beside_other_forms(dtype: torch.dtype) -> None:
+    """Embeddings in one piece, keys and values layer by layer; a piece larger than a page has a block of its own."""
+    embeddings, keys, values = (torch.randn(shape).to(dtype) for shape in ((6, 8), (3, 40, 2, 4), (3, 40, 2, 4)))
+    delta = LowRank(torch.randn(2, 8), torch.randn(8, 2), torch.ones(2))
+    for context, expected in (
+        (Context(embeddings), [embeddings]),
+        (Context(keys=keys, values=values), [part for pair in zip(keys, values, strict=True) for part in pair]),
+    ):
+        adapter = pack(AdapterWeights("x", {"a": (delta,)}, context), frozenset(), PAGE)
+        assert max(adapter.sizes) <= max(PAGE, 40 * 2 * 4 * dtype.itemsize)
+        buffer, table = torch.zeros(1 << 16, dtype=torch.uint8), AdapterTable(("a",), 2)
+        offsets, end = [], 64
+        for size in adapter.sizes:
+            offsets.append(end)
+            end += size
+        AdapterStorage(buffer, table).write(Placement(1, tuple(offsets), ()), adapter)
+        place = table.context(1)
+        assert place is not None
+        assert (place.num_tokens, place.dtype, place.is_prefix) == (len(expected[0]), dtype, len(expected) > 1)
+        for offset, part in zip(place.offsets, expected, strict=True):
+            assert torch.equal(
+                buffer[offset : offset + part.numel() * part.itemsize].view(dtype).view(part.shape), part
+            )

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.engine.activation import NEVER, Activation
 from server.engine.block_pool import PrefixKeys
 from server.engine.request import WeightedAdapter
 from tests.engine.support import make_sequence
@@ -13,7 +14,7 @@ from tests.engine.support import make_sequence
 TOKENS = list(range(10, 22))
 SAME: dict[str, Any] = {
     "fingerprint": "base",
-    "adapters": (WeightedAdapter("d1", 1.0), WeightedAdapter("d2", 0.5)),
+    "adapters": (Activation(WeightedAdapter("d1", 1.0)), Activation(WeightedAdapter("d2", 0.5))),
     "salt": "tenant",
     "block_size": 4,
 }
@@ -21,6 +22,11 @@ SAME: dict[str, Any] = {
 
 def keys(tokens: list[int] = TOKENS, **changes: Any) -> list[bytes]:
     return PrefixKeys(**(SAME | changes)).upto(tokens, len(tokens))
+
+
+def acting(*adapters: tuple[str, float] | tuple[str, float, int]) -> tuple[Activation, ...]:
+    """(digest, weight, start)."""
+    return tuple(Activation(WeightedAdapter(digest, weight), *start) for digest, weight, *start in adapters)
 
 
 def test_equal_inputs_have_equal_keys() -> None:
@@ -36,11 +42,12 @@ def test_equal_inputs_have_equal_keys() -> None:
         {"salt": "other tenant"},
         {"salt": ""},
         {"adapters": ()},
-        {"adapters": (WeightedAdapter("d1", 1.0),)},
-        {"adapters": (WeightedAdapter("d1", 1.0), WeightedAdapter("d3", 0.5))},
-        {"adapters": (WeightedAdapter("d1", 1.0), WeightedAdapter("d2", 0.5000001))},
-        {"adapters": (WeightedAdapter("d1", 0.5), WeightedAdapter("d2", 1.0))},
-        {"adapters": (WeightedAdapter("d1', 1.0), ('d2", 0.5),)},
+        {"adapters": acting(("d1", 1.0))},
+        {"adapters": acting(("d1", 1.0), ("d3", 0.5))},
+        {"adapters": acting(("d1", 1.0), ("d2", 0.5000001))},
+        {"adapters": acting(("d1", 0.5), ("d2", 1.0))},
+        {"adapters": acting(("d1", 1.0), ("d2", 0.5, 1))},
+        {"adapters": acting(("d1', 1.0), ('d2", 0.5))},
         {"fingerprint": "base', [", "salt": ""},
     ],
     ids=str,
@@ -91,7 +98,12 @@ identity = st.fixed_dictionaries(
     {
         "fingerprint": st.sampled_from(["b", "b1", "1"]),
         "adapters": st.lists(
-            st.builds(WeightedAdapter, st.sampled_from(["d", "e", "d1"]), st.sampled_from([0.5, 1.0, -1.0])), max_size=2
+            st.builds(
+                Activation,
+                st.builds(WeightedAdapter, st.sampled_from(["d", "e", "d1"]), st.sampled_from([0.5, 1.0, -1.0])),
+                st.sampled_from([0, 2, NEVER]),
+            ),
+            max_size=2,
         ).map(tuple),
         "salt": st.sampled_from(["", "b", "s"]),
         "block_size": st.sampled_from([1, 2, 3]),
@@ -100,15 +112,27 @@ identity = st.fixed_dictionaries(
 tokens = st.lists(st.sampled_from([0, 1, 2, 11, 12]), min_size=3, max_size=6)
 
 
+def meant(identity: dict[str, Any], tokens: list[int]) -> tuple[dict[str, Any], list[int]]:
+    end = len(tokens) // identity["block_size"] * identity["block_size"]
+    parts = tuple(activation for activation in identity["adapters"] if activation.start < end)
+    return identity | {"adapters": parts}, tokens[:end]
+
+
+def test_blocks_before_an_adapter_acts_are_those_of_the_base() -> None:
+    base, late = keys(adapters=()), keys(adapters=acting(("d1", 1.0, 5)))
+    assert late[0] == base[0]
+    assert not set(late[1:]) & set(base)
+    assert not set(late[1:]) & set(keys(adapters=acting(("d1", 1.0, 6))))
+    assert keys(adapters=acting(("d1", 1.0, NEVER))) == base
+
+
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(identity, tokens, identity, tokens)
 def test_keys_meet_only_where_identity_and_tokens_meet(
     a: dict[str, Any], first: list[int], b: dict[str, Any], second: list[int]
 ) -> None:
-    """The last key of each, against plain equality of what it stands for."""
-    size_a, size_b = a["block_size"], b["block_size"]
-    meant_a = (a, first[: len(first) // size_a * size_a])
-    meant_b = (b, second[: len(second) // size_b * size_b])
+    """The last key of each, against plain equality of what it stands for: an adapter that acts later has no part."""
+    meant_a, meant_b = meant(a, first), meant(b, second)
     key_a = PrefixKeys(**a).upto(first, len(first))[-1]
     key_b = PrefixKeys(**b).upto(second, len(second))[-1]
     assert (key_a == key_b) == (meant_a == meant_b)

@@ -1,9 +1,11 @@
 """The table of adapter records and the switch that says which modules a step touches."""
 
+import pytest
 import torch
 
 from kernels.segments import FORM_FIELDS, GATE_FIELDS, RECORD_FIELDS, Field, FormField, GateField, Segments
 from server.model.step_context import AdapterTable, AttentionMetadata, Special, StepContext
+from server.model.virtual_tokens import ContextPlace, VirtualRows
 
 NAMES = ("embed", "layers.0.q", "head")
 ATTENTION = AttentionMetadata(*(torch.zeros(1, dtype=torch.int32) for _ in range(4)))
@@ -141,3 +143,47 @@ def test_only_a_step_with_special_modules_inside_the_layers_leaves_the_compiled_
     assert steps[1] is None
     assert steps[2] is not None, "the head is no part of a layer"
     assert not steps[2].with_adapters
+
+
+EMBEDDINGS = ContextPlace(3, torch.float32, (64,))
+PREFIX = ContextPlace(3, torch.float32, (64, 128, 192, 256))
+
+
+def test_the_virtual_tokens_of_a_slot_leave_with_its_adapter() -> None:
+    table = AdapterTable(NAMES, 2)
+    assert table.context(0) is None
+    table.write(0, {}, context=PREFIX)
+    table.write(1, {1: record(RANK=2, A=32)})
+    assert (table.context(0), table.context(1)) == (PREFIX, None)
+    table.write(0, {1: record(RANK=2, A=32)})
+    assert table.context(0) is None
+
+
+def test_only_keys_and_values_keep_a_step_from_compiled_layers() -> None:
+    """Embeddings are exchanged before the layers; a step says nothing of the one before it."""
+    context = StepContext(NAMES, "head", embeds=True, compiled=frozenset({1}))
+    embedded, prefixed = VirtualRows(EMBEDDINGS, 0, 0, 3), VirtualRows(PREFIX, 3, 0, 3)
+    for virtual, expected, compiled in (
+        ([embedded], ((embedded,), ()), True),
+        ([embedded, prefixed], ((embedded,), (prefixed,)), False),
+        ([], ((), ()), True),
+    ):
+        context.begin(ATTENTION, SEGMENTS, None, [0], virtual)
+        assert (context.embedded, context.prefixed) == expected
+        assert (context.compiled_step is not None) == compiled
+
+
+def test_a_base_without_an_embedding_first_refuses_embeddings() -> None:
+    with pytest.raises(RuntimeError, match="first layer"):
+        StepContext(NAMES, "head").begin(ATTENTION, SEGMENTS, None, [0], [VirtualRows(EMBEDDINGS, 0, 0, 3)])
+
+
+def test_rows_are_exchanged_for_those_of_the_pool() -> None:
+    pool = torch.zeros(1024, dtype=torch.uint8)
+    given = torch.randn(5, 2, 4).to(torch.bfloat16)
+    pool[128 : 128 + given.numel() * 2] = given.reshape(-1).view(torch.uint8)
+    states = torch.randn(7, 2, 4)
+    expected = states.clone()
+    expected[3:6] = given[1:4].float()
+    VirtualRows(ContextPlace(5, torch.bfloat16, (64, 128)), 3, 1, 3).exchange(states, pool, 1)
+    assert torch.equal(states, expected)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 from adapters_store.forms import AdapterWeights
 from server.engine.answer import Answer
-from server.engine.block_pool import PrefixKeys
 from server.engine.build import build_core
 from server.engine.limits import BLOCK_SIZE, EngineLimits
 from server.engine.request import GenerationRequest, StepOutput
@@ -36,8 +35,7 @@ class CoreDriver:
         """Queue a request whose prompt is token ids and whose max_tokens and seed are given."""
         assert not isinstance(request.prompt, str)
         assert request.sampling.max_tokens is not None
-        keys = PrefixKeys(self._base.fingerprint, request.adapters, request.tenant, BLOCK_SIZE)
-        sequence = Sequence(request, request.prompt, request.sampling.max_tokens, keys)
+        sequence = Sequence(request, request.prompt, request.sampling.max_tokens, self._base.fingerprint, BLOCK_SIZE)
         text = self._tokenizer.stream(list(request.prompt))
         answer = Answer(sequence, text, seed=request.sampling.seed or 0, eos_ids=self._base.eos_token_ids, grammar=None)
         self.outputs[request.request_id] = []
