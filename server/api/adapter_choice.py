@@ -19,9 +19,11 @@ from server.api.dependencies import Caller, CallerDep, ServicesDep
 from server.api.schemas.refused import refuse_misnamed, refuse_misspelt
 from server.api.schemas.sampling import AdapterWeight, ReferenceText
 from server.api.services import Services
+from server.api.variant_choice import Chosen, Values, refuse_for_base, values_at
 from server.engine.request import WeightedAdapter
 from server.errors import InvalidRequest
 
+NOTHING: Values = {}
 PLACEHOLDER_MODELS = frozenset({"tgi", "dummy"})
 
 
@@ -59,7 +61,8 @@ NOT_SAID = NotSaid.NOT_SAID
 
 def _short(adapter: WeightedAdapter) -> str:
     weight = "" if adapter.weight == 1.0 else f"*{adapter.weight:g}"
-    return _bare(adapter.digest)[:16] + weight
+    digest, colon, variant = _bare(adapter.digest).partition(":")
+    return digest[:16] + colon + variant + weight
 
 
 def _bare(digest: str) -> str:
@@ -108,8 +111,13 @@ class AdapterChooser:
         self._request = request
         self._outside = outside
 
-    async def choose(self, body: Mapping[str, str | None], weighted: Sequence[AdapterWeight] | None = None) -> Choice:
-        """body: field of the body -> what it says."""
+    async def choose(
+        self,
+        body: Mapping[str, str | None],
+        weighted: Sequence[AdapterWeight] | None = None,
+        values: Values = NOTHING,
+    ) -> Choice:
+        """body: field of the body -> what it says; values: what is chosen of the one adapter that is named there."""
         said: list[tuple[Place, AdapterRef | None]] = []
         inside = [Place("body", field, value) for field, value in body.items() if value is not None]
         for place in [*self._outside, *inside]:
@@ -119,37 +127,44 @@ class AdapterChooser:
         if weighted is not None:
             if said:
                 raise _conflict([*(place for place, _ in said), Place("body", "adapters", "")])
+            for field in values:
+                text = f"`{field}` does not say which of `adapters` it is for. Give each its own `parameters`."
+                raise InvalidRequest(text, code="adapter_conflict", param=field)
             return await self._weighted(weighted)
         if len({found.digest if found else None for _, found in said}) > 1:
             raise _conflict([place for place, _ in said])
         if not said or said[0][1] is None:
+            refuse_for_base(values)
             base = self._services.engine.info
             self._tell(base.model_id, _bare(base.fingerprint))
             return Choice(base.model_id, (), base.fingerprint)
         place = next((place for place, _ in said if place.field == "model"), said[0][0])
-        return self._chosen(place.value.strip(), [(said[0][1], 1.0)])
+        return self._chosen(place.value.strip(), [Chosen(said[0][1], 1.0, values)])
 
     async def _weighted(self, weighted: Sequence[AdapterWeight]) -> Choice:
         if not weighted:
             raise InvalidRequest("`adapters` is empty. Name at least one or leave it out.", param="adapters")
-        found = [(await resolve(self._services, self._caller, each.name, "adapters"), each.weight) for each in weighted]
-        digests = [ref.digest for ref, _ in found]
-        if repeated := {ref.name for ref, _ in found if digests.count(ref.digest) > 1}:
+        found = []
+        for number, each in enumerate(weighted):
+            ref = await resolve(self._services, self._caller, each.name, "adapters")
+            found.append(Chosen(ref, each.weight, values_at(f"adapters.{number}.parameters", each.parameters)))
+        digests = [each.ref.digest for each in found]
+        if repeated := {each.ref.name for each in found if digests.count(each.ref.digest) > 1}:
             text = f"Adapter named twice: {', '.join(sorted(repeated))}. Give each once, with its whole weight."
             raise InvalidRequest(text, param="adapters")
         return self._chosen("+".join(each.name for each in weighted), found)
 
-    def _chosen(self, model: str, found: Sequence[tuple[AdapterRef, float]]) -> Choice:
-        for ref, _ in found:
-            self._services.metrics.adapter_used(ref.name, ref.digest)
-        alone = len(found) == 1 and found[0][1] == 1.0
-        names = (f"{ref.name}@{ref.version}" + ("" if alone else f";w={weight:g}") for ref, weight in found)
-        self._tell(", ".join(names), ", ".join(ref.digest for ref, _ in found))
-        adapters = tuple(WeightedAdapter(ref.digest, weight) for ref, weight in found)
+    def _chosen(self, model: str, found: Sequence[Chosen]) -> Choice:
+        for each in found:
+            self._services.metrics.adapter_used(each.ref.name, each.ref.digest)
+        alone = len(found) == 1 and found[0].weight == 1.0
+        names = (each.told + ("" if alone else f";w={each.weight:g}") for each in found)
+        self._tell(", ".join(names), ", ".join(each.ref.digest for each in found))
+        adapters = tuple(adapter for each in found for adapter in each.adapters())
         return Choice(model, adapters, self._services.engine.info.fingerprint)
 
     def _tell(self, adapter: str, digest: str) -> None:
-        """What answers. Of one model, base or adapter, `adapter` and `sha256:` with `digest` are references."""
+        """What answers. Of one model, of which nothing is chosen, `adapter` and `sha256:` with `digest` refer to it."""
         add_answer_header(self._request, "X-Adapter", adapter)
         add_answer_header(self._request, "X-Adapter-Digest", digest)
 

@@ -28,6 +28,7 @@ from server.api.schemas.tgi import (
     StreamDetails,
 )
 from server.api.services import Tokenizer
+from server.api.variant_choice import Values
 from server.engine.request import FinishReason, GenerationRequest, Grammar, SamplingParams
 from server.errors import InvalidRequest
 
@@ -72,6 +73,12 @@ def weighted_adapters(body: GenerateRequest) -> list[AdapterWeight] | None:
         text = "`adapters` and `parameters.merged_adapters` are both given; give one."
         raise InvalidRequest(text, code="adapter_conflict", param="parameters.merged_adapters")
     return _linear(merged)
+
+
+def chosen_values(body: GenerateRequest) -> Values:
+    """What `parameters` choose of the adapter."""
+    given = body.parameters.model_dump(include={"rank", "gate", "task"}, exclude_none=True) if body.parameters else {}
+    return {f"parameters.{name}": value for name, value in given.items()}
 
 
 def _linear(merged: MergedAdapters) -> list[AdapterWeight]:

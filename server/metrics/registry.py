@@ -93,7 +93,8 @@ class Metrics:
             self._adapters[0].labels(self._labels.use(name)).inc()
 
     def name_of(self, digest: str) -> str:
-        return self._digests.get(digest, digest[:12])
+        """digest: or the key of a variant, which has the name of its adapter."""
+        return self._digests.get(digest.partition(":")[0], digest[:12])
 
     def generation(self, endpoint: str, count: int) -> GenerationTimer:
         """Count requests to the engine; the timer takes what becomes of them."""

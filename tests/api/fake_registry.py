@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace as changed
 from pathlib import Path
+from typing import Any
 
 from adapters_store import names
 from adapters_store.errors import AdapterConflict, AdapterInvalid, AdapterNotFound, CodedError, PreconditionFailed
@@ -27,6 +28,12 @@ class FakeRegistry:
 
     def put(self, name: str, weights: bytes = b"weights", tenant: str = "public") -> AdapterInfo:
         return self._store(name, CONFIG, weights + name.encode(), tenant)
+
+    def tell(self, name: str, **facts: Any) -> AdapterInfo:
+        """Change what is told of a name's current version."""
+        versions = self.names["public", name]
+        versions[-1] = changed(versions[-1], **facts)
+        return versions[-1]
 
     def add(
         self,
@@ -54,7 +61,8 @@ class FakeRegistry:
 
     def resolve(self, reference: str, tenant: str = "public") -> AdapterRef:
         found = self._find(reference, tenant)
-        return AdapterRef(found.name, found.version, found.digest, tenant)
+        acts = (found.knobs, found.virtual_tokens, found.invocation)
+        return AdapterRef(found.name, found.version, found.digest, tenant, *acts)
 
     def info(self, reference: str, tenant: str = "public") -> AdapterInfo:
         return self._find(reference, tenant)

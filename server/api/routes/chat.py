@@ -20,6 +20,7 @@ from server.api.schemas.errors import EVENT_STREAM, GENERATION_ERRORS
 from server.api.schemas.openai_answers import AnswerMessage, ChatChoice, ChatChunk, ChatCompletion, ChunkChoice, Delta
 from server.api.services import Tokenizer
 from server.api.sse import DONE, EventStream, event
+from server.api.variant_choice import values_at
 from server.engine.request import GenerationRequest
 from server.errors import InvalidRequest
 
@@ -37,7 +38,8 @@ class ChatPlan:
 async def create_chat_completion(body: ChatRequest, call: CallDep) -> ChatCompletion | Response:
     """Answer a conversation. With `stream` the answer is server-sent events, ended by `[DONE]`."""
     _check(body)
-    choice = await call.adapters.choose({"model": body.model, "adapter": body.adapter}, body.adapters)
+    named = {"model": body.model, "adapter": body.adapter}
+    choice = await call.adapters.choose(named, body.adapters, values_at("adapter_parameters", body.adapter_parameters))
     plan = await _plan(body, choice, call)
     tokenizer = call.engine.tokenizer
     if body.stream:

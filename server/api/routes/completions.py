@@ -15,6 +15,7 @@ from server.api.schemas.errors import EVENT_STREAM, GENERATION_ERRORS
 from server.api.schemas.openai_answers import Completion
 from server.api.services import Tokenizer
 from server.api.sse import DONE, EventStream, event
+from server.api.variant_choice import values_at
 
 router = APIRouter(route_class=JsonRoute, tags=["generate"])
 
@@ -22,7 +23,8 @@ router = APIRouter(route_class=JsonRoute, tags=["generate"])
 @router.post("/v1/completions", response_model=Completion, responses={200: EVENT_STREAM, **GENERATION_ERRORS})
 async def create_completion(body: CompletionRequest, call: CallDep) -> Completion | Response:
     """Continue one prompt or many. With `stream` the answer is server-sent events, ended by `[DONE]`."""
-    choice = await call.adapters.choose({"model": body.model, "adapter": body.adapter}, body.adapters)
+    named = {"model": body.model, "adapter": body.adapter}
+    choice = await call.adapters.choose(named, body.adapters, values_at("adapter_parameters", body.adapter_parameters))
     plan = plan_completion(body, choice, call)
     tokenizer = call.engine.tokenizer
     if body.stream:

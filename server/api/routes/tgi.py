@@ -13,7 +13,7 @@ from server.api.schemas.errors import EVENT_STREAM, TGI_ERRORS
 from server.api.schemas.tgi import GenerateAnswer, GenerateRequest, StreamEvent
 from server.api.services import Tokenizer
 from server.api.sse import EventStream, event
-from server.api.tgi_plan import TgiPlan, TgiWriter, plan_tgi, weighted_adapters
+from server.api.tgi_plan import TgiPlan, TgiWriter, chosen_values, plan_tgi, weighted_adapters
 
 router = APIRouter(route_class=JsonRoute, tags=["generate"])
 
@@ -39,7 +39,7 @@ async def generate_compat(body: GenerateRequest, call: CallDep) -> list[Generate
 async def _plan(body: GenerateRequest, call: Call, *, stream: bool) -> TgiPlan:
     adapter_id = body.parameters.adapter_id if body.parameters else None
     named = {"parameters.adapter_id": adapter_id, "adapter": body.adapter, "model": body.model}
-    choice = await call.adapters.choose(named, weighted_adapters(body))
+    choice = await call.adapters.choose(named, weighted_adapters(body), chosen_values(body))
     return plan_tgi(body, choice, call, stream=stream)
 
 

@@ -58,11 +58,26 @@ def _few_biases(value: Any) -> Any:
     return value
 
 
+class AdapterParameters(Strict):
+    """What the request chooses of its adapter, where `knobs` of `GET /adapters/{name}` has it.
+
+    rank: only the first so many ranks; gate: share of the first of two branches, the second gets the rest; task: whose
+    mixture.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    rank: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    gate: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    task: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+
+
 class AdapterWeight(Strict):
-    """One adapter of several, with the weight of its delta."""
+    """One adapter of several, with the weight of its delta, and what is chosen of it."""
 
     name: ReferenceText
     weight: Weight = 1.0
+    parameters: AdapterParameters | None = None
 
 
 class JsonSchemaSpec(Strict):
@@ -101,6 +116,7 @@ class OpenAISampling(NamesAdapter):
     model: ReferenceText | None = None
     adapter: ReferenceText | None = None
     adapters: Annotated[list[AdapterWeight], Field(max_length=16)] | None = None
+    adapter_parameters: AdapterParameters | None = None
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     temperature: Annotated[Finite, Field(ge=0, le=100)] | None = None

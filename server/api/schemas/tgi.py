@@ -42,7 +42,7 @@ class MergedAdapters(Strict):
 class Parameters(NamesAdapter):
     """TGI's, and LoRAX's names (`ignore_eos_token`, `return_k_alternatives`, `response_format`). Others are ignored.
 
-    Greedy unless `do_sample` is true and `temperature` is not 0.
+    Greedy unless `do_sample` is true and `temperature` is not 0. `rank`, `gate` and `task`: see `AdapterParameters`.
     """
 
     right = "`parameters.adapter_id`"
@@ -50,6 +50,9 @@ class Parameters(NamesAdapter):
     likeness = 0.75
 
     adapter_id: ReferenceText | None = None
+    rank: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    gate: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    task: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     adapter_source: Annotated[str, Field(max_length=64)] | None = None
     merged_adapters: MergedAdapters | None = None
     best_of: Annotated[int, Field(ge=1, le=16)] | None = None
