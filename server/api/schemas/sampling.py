@@ -61,8 +61,7 @@ def _few_biases(value: Any) -> Any:
 class AdapterParameters(Strict):
     """What the request chooses of its adapter, where `knobs` of `GET /adapters/{name}` has it.
 
-    rank: only the first so many ranks; gate: share of the first of two branches, the second gets the rest; task: whose
-    mixture.
+    rank: only the first so many ranks; gate: the share of one of two branches; task: whose mixture.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
