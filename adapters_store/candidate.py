@@ -44,6 +44,16 @@ class Candidate:
         return Proof(modules, self.base, reason=found)
 
 
+@dataclass(frozen=True, slots=True)
+class FormFiles:
+    """Forms that another process has written. paths: `forms_file.FORMS_FILE` to a file; facts: `forms_file.facts`;
+    matched: how many modules."""
+
+    paths: Mapping[str, Path]
+    facts: Mapping[str, Any]
+    matched: int
+
+
 def contents(files: Mapping[str, Source]) -> tuple[dict[str, Blob], dict[str, Source]]:
     """Files by name as blobs by name, and as contents by digest. Raises OSError."""
     blobs = {name: _blob(source) for name, source in files.items()}
@@ -69,10 +79,13 @@ def manifest_of(base: BaseSpec, weights: Blob, blobs: Mapping[str, Blob], fields
 
 
 def of_forms(
-    base: BaseSpec, modules: forms_file.Modules, told: Mapping[str, Any]
+    base: BaseSpec, modules: forms_file.Modules | FormFiles, told: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Source], dict[str, Blob]]:
     """Manifest, contents by digest, and blobs by name, of forms that the server has made."""
-    blobs, files = contents(forms_file.dump(modules))
-    counted = {"matched": len(modules), "total": len(base.modules)}
-    fields = {**forms_file.facts(modules), "modules": counted, **told}
+    if isinstance(modules, FormFiles):
+        (blobs, files), facts, matched = contents(modules.paths), modules.facts, modules.matched
+    else:
+        (blobs, files), facts = contents(forms_file.dump(modules)), forms_file.facts(modules)
+        matched = len(modules)
+    fields = {**facts, "modules": {"matched": matched, "total": len(base.modules)}, **told}
     return manifest_of(base, blobs[forms_file.FORMS_FILE], blobs, fields), files, blobs

@@ -3,6 +3,7 @@
     blobs/sha256/<digest>                 a file as it was uploaded
     manifests/sha256/<digest>.json        what an adapter is; its digest is the adapter's
     names/<tenant>/<name>/<version>.json  version n of a name; created only if absent, which commits it
+    jobs/<id>.json                        work that is not finished yet (`Notes`)
     store.json                            in a bucket only: proof that nothing there is created twice
 
 Nothing is ever changed in place. Whatever is read is checked against its digest.
@@ -24,6 +25,7 @@ from adapters_store.cache import CachePlace
 from adapters_store.errors import AdapterCorrupt, AdapterNotFound, StorageFull, damaged, read_error
 from adapters_store.histogram import Distribution
 from adapters_store.info import Proof
+from adapters_store.notes import Notes
 from adapters_store.objects import Objects
 from adapters_store.records import Blob, Record
 
@@ -51,6 +53,11 @@ class Log:
     def staging(self) -> Path:
         """Folder for uploads in flight; leftovers of dead processes are swept when the store is opened."""
         return self._objects.staging
+
+    @property
+    def notes(self) -> Notes:
+        """Small objects beside the log."""
+        return Notes(self._objects)
 
     def commit(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 
 from adapters_store import canonical, names, variants
 from adapters_store.bucket import Source
-from adapters_store.candidate import NOT_RUNNING, Candidate, contents, manifest_of, of_forms
+from adapters_store.candidate import NOT_RUNNING, Candidate, FormFiles, contents, manifest_of, of_forms
 from adapters_store.catalogue import Catalogue, Committed
 from adapters_store.errors import AdapterCorrupt, AdapterInvalid, AdapterNotFound, StoreUnavailable, read_error
 from adapters_store.formats import forms_file, importer, peft, peft_export
@@ -147,7 +147,7 @@ class AdapterRegistry:
     def add_forms(
         self,
         name: str,
-        modules: forms_file.Modules,
+        modules: forms_file.Modules | FormFiles,
         event: str,
         told: Mapping[str, Any],
         *,

@@ -19,13 +19,16 @@ from adapters_store.cache import CachePlace
 from adapters_store.compression.recipe import in_memory
 from adapters_store.errors import CodedError
 from adapters_store.limits import Limits
-from adapters_store.log import open_store
+from adapters_store.log import Log, open_store
 from adapters_store.places import is_remote
 from adapters_store.registry import AdapterRegistry
 from kernels import dispatch
 from server import logs
 from server.api.application import create_api
+from server.api.dependencies import Caller
 from server.api.drain import Drain
+from server.api.pins import release_replaced
+from server.api.routes import merge
 from server.api.services import ApiSettings, Services
 from server.compressor import Compressor
 from server.engine.async_engine import AsyncEngine
@@ -33,13 +36,16 @@ from server.engine.build import build_engine
 from server.engine.compute_threads import in_passing
 from server.engine.limits import EngineLimits
 from server.intake import Intake
+from server.jobs.service import Jobs, Place
 from server.loading import ending_at_once
+from server.merger import Merger
 from server.metrics import Metrics
 from server.model.errors import ModelLoadError
 from server.model.loader import load_base_model
 from server.model.quantize import check_quantization
 from server.replicas.rate import Rate
-from server.replicas.service import Place, Replicas, placed
+from server.replicas.service import Place as Shared
+from server.replicas.service import Replicas, placed
 from server.replicas.state import Member
 from server.replicas.teller import Notices
 from server.serving import serve
@@ -79,13 +85,20 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     intake = Intake(registry, engine, trials, served)
     compressor = Compressor(registry, engine, trials)
     replicas = _replicas(settings, registry, notices, engine)
+
+    async def replaced(tenant: str, name: str, version: int) -> None:
+        await release_replaced(services, Caller(tenant), name, version)
+
     metrics = Metrics()
     metrics.watch_store(registry.catalogue, engine.stats, engine.held)
     metrics.watch_uses(engine.take_uses)
-    services = Services(engine, registry, intake, compressor, replicas, metrics, api_settings, drain)
+    merger = Merger(registry, replaced)
+    jobs = Jobs({merge.KIND: merger}, _jobs_place(settings, store))
+    made = (engine, registry, intake, compressor, replicas, metrics, api_settings, drain)
+    services = Services(*made, merger=merger, jobs=jobs)
     # A bucket would be read from end to end by every server that starts: there, files are verified as they are used.
     verified = None if is_remote(settings.store) else registry
-    return create_api(services, lifespan=_lifespan(engine, replicas, verified))
+    return create_api(services, lifespan=_lifespan(engine, replicas, jobs, verified))
 
 
 def run(settings: Settings) -> None:
@@ -116,13 +129,14 @@ def preload(registry: AdapterRegistry, folder: Path) -> None:
 
 
 def _lifespan(
-    engine: AsyncEngine, replicas: Replicas, verified: AdapterRegistry | None
+    engine: AsyncEngine, replicas: Replicas, jobs: Jobs, verified: AdapterRegistry | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         stopping = threading.Event()
         engine.start()
         replicas.start()
+        await jobs.start()
         if verified is not None:
             threading.Thread(target=_verify, args=(verified, stopping), name="verify-store", daemon=True).start()
         try:
@@ -130,6 +144,7 @@ def _lifespan(
         finally:
             stopping.set()
             try:
+                await jobs.stop()
                 await asyncio.to_thread(replicas.stop)
             finally:
                 await engine.stop()
@@ -154,7 +169,13 @@ def _replicas(settings: Settings, registry: AdapterRegistry, notices: Notices, e
         return Member(identity, address, engine.info.model_id, stats.running, stats.waiting, stats.kv_usage, resident)
 
     rate = Rate.parse(settings.rate_limit) if settings.rate_limit is not None else None
-    return Replicas(Place(settings.store, settings.redis, rate), registry.catalogue, registry.base.names, notices, own)
+    return Replicas(Shared(settings.store, settings.redis, rate), registry.catalogue, registry.base.names, notices, own)
+
+
+def _jobs_place(settings: Settings, store: Log) -> Place:
+    """A server that comes back on the same host and port goes on with its jobs, whatever else shares the store."""
+    room = store.staging.with_name(f"{store.staging.name}-jobs")
+    return Place(store.notes, f"{socket.gethostname()}:{settings.port}", room)
 
 
 def _device(settings: Settings) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from adapters_store.errors import CodedError
 from server.client import ClientError
-from server.commands import adapters, compress, doctor, generate, serve, store
+from server.commands import adapters, compress, doctor, generate, merge, serve, store
 from server.commands.terminal import JsonOption, say, say_json, warn
 from server.settings import SettingsError
 
@@ -23,6 +23,7 @@ app.command("serve")(serve.serve)
 for command in (adapters.push, adapters.pull, adapters.ls, adapters.show, adapters.rm):
     app.command(command.__name__)(command)
 app.command("compress")(compress.compress)
+app.command("merge")(merge.merge)
 app.command("generate")(generate.generate)
 app.command("doctor")(doctor.doctor)
 app.command("fsck")(store.fsck)

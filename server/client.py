@@ -103,6 +103,19 @@ class Client:
             found: list[Json] = _object(response.read())["adapters"]
             return found
 
+    def merge(self, order: Json, *, replace: bool) -> Json:
+        """Has the server merge adapters; returns the job, which may be done already."""
+        parameters = {"replace": "true"} if replace else {}
+        return self._json("POST", "/merge", params=parameters, json=order)
+
+    def job(self, job_id: str) -> Json:
+        """How far a job is, or how it ended."""
+        return self._json("GET", f"/jobs/{quote(job_id)}")
+
+    def cancel_job(self, job_id: str) -> None:
+        """Cancels a job; one that has ended is left as it is."""
+        self._json("DELETE", f"/jobs/{quote(job_id)}")
+
     def download(self, reference: str, file: str, target: BinaryIO, progress: Progress) -> None:
         """Writes one file of the adapter's PEFT folder to `target`."""
         with self._stream("GET", f"{_path(reference)}/files/{file}") as response:

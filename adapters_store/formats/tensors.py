@@ -1,13 +1,16 @@
-"""Reads tensors of a safetensors file by offset, whole or in blocks, so that memory stays bounded."""
+"""Reads and writes tensors of a safetensors file one by one, whole or in blocks, so that memory stays bounded."""
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from adapters_store.safetensors_header import TensorEntry
+from adapters_store.safetensors_header import DTYPES, TensorEntry
 
 BLOCK = 1 << 20  # elements per block of a scan
 
@@ -46,6 +49,28 @@ def scan(file: BufferedReader, entry: TensorEntry, cast: torch.dtype | None) -> 
             overflow += int((block.to(cast).isinf() & block.isfinite()).sum())
         total += norm**2
     return Scan(math.sqrt(total), nonfinite, overflow)
+
+
+def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """A safetensors file of these tensors, of types in `DTYPES`; equal tensors give equal bytes. Raises OSError.
+
+    A tensor at a time goes to the file, with no lock of the interpreter held: one bytes object of the whole file, as
+    the library makes, takes its size twice and holds up every other thread while it is copied.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all are aligned
+    types = {dtype: name for name, dtype in DTYPES.items()}
+    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        start, end = end, end + tensors[name].nbytes
+        shape = list(tensors[name].shape)
+        fields[name] = {"dtype": types[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    header = text.ljust(-(-len(text) // 8) * 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name in names:
+            file.write(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def _fill(file: BufferedReader, start: int, count: int, dtype: torch.dtype) -> torch.Tensor:

@@ -42,11 +42,13 @@ def merge(
     given: Mapping[str, Any],
     specs: Mapping[str, ModuleSpec],
     progress: Progress = lambda done: None,
+    max_rank: int | None = None,
 ) -> Merged:
     """One adapter of several, module by module; a module that only some sources change is merged of those.
 
-    given: the method's parameters; specs: the base's modules; progress: is told the share that is done. Equal input
-    gives equal bits, on any number of threads. Memory: the sources as they are, the result, and one module in float64.
+    given: the method's parameters; specs: the base's modules; progress: is told the share that is done; max_rank:
+    of the result, above which AdapterInvalid `rank_limit` is raised. Equal input gives equal bits, on any number of
+    threads. Memory: the sources as they are, the result, and one module in float64.
     Raises AdapterInvalid: `unknown_method`, `unknown_parameter`, `bad_parameter`, `feature_unsupported` for a source
     that is no low-rank delta, `no_sources`, and what the method says.
     """
@@ -65,7 +67,7 @@ def merge(
             made = chosen.module(stack, told)
             if not isinstance(made, LowRank):
                 made, merged.clusters[stack.name] = made
-            _check_finite(stack.name, made)
+            _check(stack.name, made, max_rank)
             merged.modules[stack.name] = (made,)
             progress(done / len(names))
     return merged
@@ -91,7 +93,12 @@ def _stacks(
         yield Stack(name, specs[name], parts, ranks, sources[0].rslora)
 
 
-def _check_finite(name: str, form: LowRank) -> None:
+def _check(name: str, form: LowRank, max_rank: int | None) -> None:
+    if max_rank is not None and form.rank > max_rank:
+        text = f"Merged, `{name}` has the rank {form.rank}, above the server's limit of {max_rank} (`--max-rank`)."
+        raise AdapterInvalid(
+            f"{text} Lower `rank`, or take a method that keeps fewer.", code="rank_limit", param="rank"
+        )
     if not all(bool(tensor.isfinite().all()) for tensor in (form.a, form.b, form.d)):
         text = f"The merged factors of `{name}` are too large for their type. Lower the weights."
         raise AdapterInvalid(text, code="nonfinite_weights", param="sources")

@@ -13,6 +13,7 @@ from adapters_store.info import AdapterInfo, AdapterRef
 from server.api.drain import Drain
 from server.engine.request import GenerationRequest, StepOutput
 from server.engine.status import EngineInfo, EngineStats, ExpertLoad, Residency
+from server.jobs.job import Job
 from server.metrics import Metrics
 from server.replicas.state import LinkState, Member, SharingStats
 
@@ -123,6 +124,45 @@ class Compressor(Protocol):
     ) -> list[tuple[AdapterInfo, bool, dict[str, float]]]: ...
 
 
+class Planned(Protocol):
+    """A merge that may begin: the order of its job, the digest of its recipe, and what the name holds if it is this."""
+
+    @property
+    def order(self) -> Mapping[str, Any]: ...
+    @property
+    def recipe(self) -> str: ...
+    @property
+    def stored(self) -> AdapterInfo | None: ...
+
+
+class Merger(Protocol):
+    """Plans merges; blocking."""
+
+    def plan(
+        self,
+        name: str,
+        sources: Sequence[tuple[AdapterRef, float]],
+        method: str,
+        given: Mapping[str, Any],
+        *,
+        tenant: str = "public",
+        if_match: str | None = None,
+        replace: bool = False,
+    ) -> Planned: ...
+
+
+class Jobs(Protocol):
+    """The queue of work that takes longer than a request."""
+
+    async def submit(self, tenant: str, kind: str, order: Mapping[str, Any], key: str) -> Job: ...
+    def add_done(
+        self, tenant: str, kind: str, order: Mapping[str, Any], key: str, result: Mapping[str, Any]
+    ) -> Job: ...
+    def get(self, tenant: str, job_id: str) -> Job: ...
+    def list(self, tenant: str) -> Sequence[Job]: ...
+    async def cancel(self, tenant: str, job_id: str) -> Job: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
     """Limits of the HTTP side. Sizes in bytes, times in seconds.
@@ -158,5 +198,7 @@ class Services:
     replicas: Replicas
     metrics: Metrics
     settings: ApiSettings
+    merger: Merger = field(kw_only=True)
+    jobs: Jobs = field(kw_only=True)
     drain: Drain = field(default_factory=Drain)
     started: int = field(default_factory=lambda: int(time.time()))

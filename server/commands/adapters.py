@@ -40,7 +40,7 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Upload the PEFT folder DIR under NAME."""
-    _check_name(name)
+    check_name(name)
     _check_folder(folder)
     with connect(url) as client, progress_bar(f"push {name}", "the server checks it") as progress:
         info, new = client.upload(name, folder, replace=replace, progress=progress)
@@ -130,7 +130,7 @@ def show(name: NameArgument, url: UrlOption = DEFAULT_URL, as_json: JsonOption =
 
 def rm(name: NameArgument, url: UrlOption = DEFAULT_URL, as_json: JsonOption = False) -> None:
     """Delete NAME, all versions; requests that run on it finish."""
-    _check_name(name)
+    check_name(name)
     with connect(url) as client:
         client.delete(name)
     if as_json:
@@ -145,7 +145,7 @@ def check_reference(reference: str) -> None:
         raise UsageError(f"{reference!r} is no adapter name: letters, digits, '.', '_' and '-'", param_hint="NAME")
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     """For what acts on a name with all its versions."""
     check_reference(name)
     if "@" in name or ":" in name:

@@ -9,10 +9,12 @@ from fastapi import FastAPI
 
 from server.api.application import create_api
 from server.api.services import ApiSettings, Services
+from server.jobs.service import Jobs
 from server.metrics import Metrics
 from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import FakeEngine
 from tests.api.fake_intake import FakeIntake
+from tests.api.fake_merger import FakeMerger, fake_jobs
 from tests.api.fake_registry import FakeRegistry
 from tests.api.fake_replicas import FakeReplicas
 
@@ -50,6 +52,19 @@ def compressor(registry: FakeRegistry) -> FakeCompressor:
 
 
 @pytest.fixture
+def merger(registry: FakeRegistry) -> FakeMerger:
+    return FakeMerger(registry)
+
+
+@pytest.fixture
+async def jobs(merger: FakeMerger, tmp_path: Path) -> AsyncIterator[Jobs]:
+    jobs = fake_jobs(merger, tmp_path)
+    await jobs.start()
+    yield jobs
+    await jobs.stop()
+
+
+@pytest.fixture
 def replicas() -> FakeReplicas:
     return FakeReplicas()
 
@@ -61,8 +76,11 @@ def services(
     compressor: FakeCompressor,
     replicas: FakeReplicas,
     settings: ApiSettings,
+    merger: FakeMerger,
+    jobs: Jobs,
 ) -> Services:
-    return Services(engine, registry, FakeIntake(registry), compressor, replicas, Metrics(), settings)
+    made = (engine, registry, FakeIntake(registry), compressor, replicas, Metrics(), settings)
+    return Services(*made, merger=merger, jobs=jobs)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from server.serving import serve
 from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import FIRST_BYTE, FakeEngine
 from tests.api.fake_intake import FakeIntake
+from tests.api.fake_merger import FakeMerger, fake_jobs
 from tests.api.fake_registry import FakeRegistry
 from tests.api.fake_replicas import FakeReplicas
 
@@ -37,7 +38,9 @@ def main(port: int, drain_seconds: float) -> None:
         registry = FakeRegistry()
         settings = ApiSettings(staging=Path(staging))
         made = (FakeIntake(registry), FakeCompressor(registry), FakeReplicas())
-        services = Services(engine, registry, *made, Metrics(), settings)
+        merger = FakeMerger(registry)
+        jobs = fake_jobs(merger, Path(staging))
+        services = Services(engine, registry, *made, Metrics(), settings, merger=merger, jobs=jobs)
         serve(create_api(services), services.drain, "127.0.0.1", port, drain_seconds)
 
 

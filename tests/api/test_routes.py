@@ -31,7 +31,7 @@ async def test_every_route_asks_who_is_there(api: FastAPI, client: httpx.AsyncCl
 
     api.dependency_overrides[authorise] = refuse
     for path, method, _ in operations(api):
-        url = path.format(name="legal", reference="legal", filename="adapter_config.json", model_id="legal")
+        url = path.format(name="legal", reference="legal", filename="adapter_config.json", model_id="legal", job_id="j")
         for body in (
             {},
             {"version": 1, "prompt": "a", "inputs": "a", "tokens": [], "lora_name": "a", "lora_path": "a"},

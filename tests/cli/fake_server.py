@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from server.api.schemas.adapters import AdapterInfo
+from server.api.schemas.jobs import JobInfo
 from tests.api.fake_compressor import ERRORS, TOLD
 
 Content = tuple[bytes, bytes]  # adapter_config.json, adapter_model.safetensors
@@ -38,6 +39,7 @@ class FakeServer:
     authorization: list[str | None] = field(default_factory=list)
     prompts: list[dict[str, Any]] = field(default_factory=list)
     orders: list[dict[str, Any]] = field(default_factory=list)  # bodies of calls to compress
+    states: list[str] = field(default_factory=lambda: ["done"])  # of the one job, at every look the next
     refuse: Response | None = None  # the answer to every call
     events: list[dict[str, Any]] = field(default_factory=list)
     before_weights: threading.Event | None = None  # set when a download of weights hangs half-way
@@ -112,6 +114,26 @@ class FakeServer:
         self.orders.append(await request.json())
         return JSONResponse({"adapters": [self._compressed(name) for name in self.orders[-1]["adapters"]]})
 
+    async def merge(self, request: Request) -> Response:
+        self.orders.append(await request.json())
+        return JSONResponse(self._job(), status_code=202)
+
+    async def job(self, request: Request) -> Response:
+        assert request.path_params["id"] == "j1"
+        return JSONResponse(self._job())
+
+    def _job(self) -> dict[str, Any]:
+        state = self.states.pop(0)
+        told = {"id": "j1", "kind": "merge", "state": state, "progress": 0.5, "created": "", "finished": None}
+        result = failed = None
+        if state == "done":
+            name = self.orders[-1]["name"]
+            self.versions[name] = [*self.versions.get(name, []), (b"{}", b"merged")]
+            result = {"name": name, "version": len(self.versions[name]), "digest": "0" * 64, "new": True}
+        if state in ("failed", "cancelled"):
+            failed = {"message": "It is too large.", "type": "Error", "param": None, "code": "rank_limit"}
+        return JobInfo.model_validate(told | {"result": result, "error": failed}).model_dump(mode="json")
+
     def _compressed(self, name: str) -> dict[str, Any]:
         self.versions[name] = [*self.versions.get(name, []), (b"{}", b"small")]
         return self.info(name, len(self.versions[name])) | {"compression": TOLD, "module_errors": ERRORS, "new": True}
@@ -169,6 +191,8 @@ class FakeServer:
                 route("/adapters/{name}", self.adapter, "GET", "DELETE"),
                 route("/adapters/{name}/compress", self.compress, "POST"),
                 route("/compress", self.compress_jointly, "POST"),
+                route("/merge", self.merge, "POST"),
+                route("/jobs/{id}", self.job, "GET", "DELETE"),
                 route("/adapters/{name}/files/{file}", self.adapter, "GET"),
                 route("/generate_stream", self.generate, "POST"),
                 route("/ready", self.ready, "GET"),

@@ -17,6 +17,7 @@ from server.metrics import Metrics
 from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import MODEL_ID, FakeEngine
 from tests.api.fake_intake import FakeIntake
+from tests.api.fake_merger import FakeMerger, fake_jobs
 from tests.api.fake_registry import FakeRegistry
 from tests.api.fake_replicas import FakeReplicas
 from tests.support.models import save_tiny, tiny_model
@@ -40,6 +41,7 @@ def fake_server() -> Iterator[LiveServer]:
     registry.put("poet")
     with tempfile.TemporaryDirectory() as staging:
         settings = ApiSettings(staging=Path(staging))
+        merger = FakeMerger(registry)
         api = create_api(
             Services(
                 FakeEngine(),
@@ -49,6 +51,8 @@ def fake_server() -> Iterator[LiveServer]:
                 FakeReplicas(),
                 Metrics(),
                 settings,
+                merger=merger,
+                jobs=fake_jobs(merger, Path(staging)),
             )
         )
         listener = socket.create_server(("127.0.0.1", 0))

@@ -24,6 +24,7 @@ TORCH_FREE = (
     "server.errors",
     "server.metrics",
     "server.replicas.service",
+    "server.jobs.service",
     "server.client",
     "server.cli",
 )
@@ -51,6 +52,7 @@ RULES = (
             "server.api",
             "server.errors",
             "server.metrics",
+            "server.jobs.job",
             "server.engine.request",
             "server.engine.status",
             "server.replicas.state",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load, load_file, save
 
 from adapters_store.formats import tensors
 from adapters_store.limits import HeaderLimits
@@ -71,3 +71,21 @@ def test_the_library_agrees(tmp_path: Path) -> None:
     path, entry = stored(tmp_path, torch.randn(4, 9))
     with path.open("rb") as file:
         assert torch.equal(tensors.read(file, entry), load(path.read_bytes())["t"])
+
+
+def test_what_is_written_is_what_the_library_reads(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    made = {
+        "half": torch.randn(3, 5, generator=generator).half(),
+        "across": torch.randn(4, 3, generator=generator).T,
+        "row": torch.randn(7, generator=generator),
+        "brain": torch.randn(2, 9, generator=generator).bfloat16(),
+    }
+    tensors.write(tmp_path / "one", made)
+    tensors.write(tmp_path / "two", dict(reversed(made.items())))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    found = load_file(tmp_path / "one")
+    assert found.keys() == made.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in made.items())
+    entries = read_header(tmp_path / "one", HeaderLimits())
+    assert all(entry.start % entry.dtype.itemsize == 0 for entry in entries.values())

@@ -1,0 +1,84 @@
+"""`POST /merge`: several adapters into one, as a job."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from server.api.adapter_choice import resolve
+from server.api.adapter_headers import IfMatch, digest_of, etag
+from server.api.body import JsonRoute
+from server.api.dependencies import Caller, CallerDep, ServicesDep
+from server.api.schemas.adapters import AdapterInfo, adapter_body
+from server.api.schemas.errors import JSON_ERRORS, Responses, error_responses
+from server.api.schemas.jobs import JobInfo, MergeRequest, job_body
+from server.api.services import Services
+from server.jobs.job import Job
+
+router = APIRouter(route_class=JsonRoute, tags=["adapters", "jobs"])
+
+KIND = "merge"
+_RESPONSES: Responses = {
+    200: {"description": "With `wait`: the same merge is already current.", "model": AdapterInfo},
+    201: {"description": "With `wait`: the new version.", "model": AdapterInfo},
+}
+
+
+@router.post(
+    "/merge",
+    status_code=202,
+    response_model=JobInfo | AdapterInfo,
+    responses={**_RESPONSES, **JSON_ERRORS, **error_responses(409, 412, 500, 507)},
+)
+async def merge(
+    body: MergeRequest,
+    response: Response,
+    services: ServicesDep,
+    caller: CallerDep,
+    wait: Annotated[bool, Query(description="Answer when the version is stored; leaving does not cancel it.")] = False,
+    replace: bool = False,
+    if_match: IfMatch = None,
+) -> JobInfo | AdapterInfo:
+    """Merge adapters into the next version of a name: 202 and the job, which `Location` names; 201 with `?wait=true`.
+
+    Other content under the name needs `If-Match: "<digest>"` or `?replace=true`. The same recipe gives the same digest:
+    where it is current already, the job is done at once. Methods: lego, linear, cat, svd, task_arithmetic, ties,
+    dare_linear, dare_ties, magnitude_prune, ties_svd, dare_linear_svd, dare_ties_svd, magnitude_prune_svd, knots, tsv,
+    core_space, iso_c.
+    """
+    await services.replicas.ensure(body.name, caller.tenant)
+    sources = [(await resolve(services, caller, each.adapter, "sources"), each.weight) for each in body.sources]
+    planned = await asyncio.to_thread(
+        services.merger.plan,
+        body.name,
+        sources,
+        body.method,
+        body.parameters,
+        tenant=caller.tenant,
+        if_match=digest_of(if_match),
+        replace=replace,
+    )
+    if planned.stored is not None:
+        held = planned.stored
+        found = {"name": held.name, "version": held.version, "digest": held.digest, "new": False}
+        job = services.jobs.add_done(caller.tenant, KIND, planned.order, planned.recipe, found)
+    else:
+        key = f"{body.name}:{planned.recipe}"
+        job = await services.jobs.submit(caller.tenant, KIND, planned.order, key)
+    if wait:
+        return await _waited(services, caller, job, response)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return job_body(job)
+
+
+async def _waited(services: Services, caller: Caller, job: Job, response: Response) -> AdapterInfo:
+    """The version that the job has made. Raises what the job has failed with."""
+    await job.ended.wait()
+    if job.error is not None:
+        raise job.error
+    made = dict(job.result or {})
+    stored = await asyncio.to_thread(services.adapters.info, f"{made['name']}@{made['version']}", caller.tenant)
+    response.status_code = 201 if made["new"] else 200
+    response.headers["ETag"] = etag(stored.digest)
+    response.headers["Location"] = f"/adapters/{stored.name}@{stored.version}"
+    return adapter_body(services, caller, stored)

@@ -1,0 +1,241 @@
+"""The queue of jobs: one at a time, in the order they came, each known by its id until others have pushed it out.
+
+A job that is not finished stands in the store as a note. The server that took it begins it again after a restart.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from adapters_store.errors import CodedError, write_error
+from adapters_store.notes import Notes
+from server.errors import NotReady, Overloaded
+from server.jobs import folders, process
+from server.jobs.job import Job, JobCancelled, JobCrashed, JobInterrupted, JobNotFound, State
+
+MAX_QUEUED = 64
+HISTORY = 256  # finished jobs that are still told of
+MAX_ATTEMPTS = 3  # then a job is suspected of killing the server
+PREPARED, WORKED = 0.05, 0.95  # of the progress
+Work = Callable[[str, Path, Mapping[str, Any], Callable[[float], None]], Awaitable[dict[str, Any]]]
+
+log = logging.getLogger(__name__)
+
+
+class Kind(Protocol):
+    """What a kind of job is. module: the one whose `run(folder, order, progress)` does the work in another process."""
+
+    module: str
+
+    async def prepare(self, tenant: str, order: Mapping[str, Any], folder: Path) -> None:
+        """Puts into the folder what the work needs. Raises CodedError."""
+
+    async def finish(
+        self, tenant: str, order: Mapping[str, Any], folder: Path, told: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Makes what the work has left in the folder last; the job's result. Raises CodedError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where jobs are kept. notes: of unfinished ones; owner: whose notes are this server's, equal after a restart;
+    room: a folder on this machine for their files."""
+
+    notes: Notes
+    owner: str
+    room: Path
+
+
+class Jobs:
+    """To be used on one event loop, between `start` and `stop`."""
+
+    def __init__(self, kinds: Mapping[str, Kind], place: Place, work: Work = process.run) -> None:
+        self._kinds = kinds
+        self._place = place
+        self._work = work
+        self._jobs: dict[str, Job] = {}  # unfinished and finished, in the order they came
+        self._queue: deque[Job] = deque()
+        self._filled = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+        self._current: tuple[Job, asyncio.Task[None]] | None = None
+        self._settling = False  # the result is being stored, or the end told
+
+    async def start(self) -> None:
+        """Takes up what an earlier server left, and begins."""
+        try:
+            await asyncio.to_thread(folders.sweep, self._place.room)
+            await self._restore()
+        except (OSError, CodedError):
+            log.exception("jobs_not_restored")
+        self._loop = asyncio.create_task(self._run(), name="jobs")
+
+    async def stop(self) -> None:
+        """Kills the work that runs; it is begun again by the next server, as what is queued is."""
+        if self._loop is not None:
+            self._loop.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop
+            self._loop = None
+
+    async def submit(self, tenant: str, kind: str, order: Mapping[str, Any], key: str) -> Job:
+        """A new job, or the unfinished one of the same kind and key. Raises Overloaded, NotReady, StoreUnavailable."""
+        for job in self._jobs.values():
+            if (job.tenant, job.kind, job.key) == (tenant, kind, key) and not job.ended.is_set():
+                return job
+        if self._loop is None:
+            raise NotReady("The server is stopping and takes no jobs. Send this one elsewhere, or again.")
+        if len(self._queue) >= MAX_QUEUED:
+            raise Overloaded(f"{MAX_QUEUED} jobs are waiting, which is the limit. Try again later.")
+        job = Job(tenant, kind, order, key)
+        self._jobs[job.id] = job
+        try:
+            await asyncio.to_thread(self._note, job)
+        except CodedError as error:
+            job.end("failed", error=error)
+            raise
+        except asyncio.CancelledError:  # whoever sent it has gone; another may wait for it already
+            self._enqueue(job)
+            raise
+        self._enqueue(job)
+        return job
+
+    def add_done(self, tenant: str, kind: str, order: Mapping[str, Any], key: str, result: Mapping[str, Any]) -> Job:
+        """A job whose result was there already."""
+        job = Job(tenant, kind, order, key)
+        job.end("done", result)
+        self._jobs[job.id] = job
+        self._forget()
+        return job
+
+    def get(self, tenant: str, job_id: str) -> Job:
+        """Raises JobNotFound."""
+        job = self._jobs.get(job_id)
+        if job is None or job.tenant != tenant:
+            text = "There is no such job: this server never had it, or others have finished since."
+            raise JobNotFound(text, param="id")
+        return job
+
+    def list(self, tenant: str) -> Sequence[Job]:
+        """Newest first."""
+        return [job for job in reversed(self._jobs.values()) if job.tenant == tenant]
+
+    async def cancel(self, tenant: str, job_id: str) -> Job:
+        """Ends a job that is queued or at work; one whose result is being stored, or finished, is left as it is."""
+        job = self.get(tenant, job_id)
+        if job in self._queue:
+            self._queue.remove(job)
+            await self._end(job, "cancelled", error=_cancelled())
+        elif self._current is not None and self._current[0] is job:
+            if not self._settling:
+                self._current[1].cancel()
+            await job.ended.wait()
+        return job
+
+    async def _run(self) -> None:
+        while True:
+            while not self._queue:
+                self._filled.clear()
+                await self._filled.wait()
+            job = self._queue.popleft()
+            self._settling = False
+            task = asyncio.create_task(self._one(job), name=f"job-{job.id}")
+            self._current = job, task
+            try:
+                await asyncio.wait({task})
+            finally:
+                self._current = None
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    async def _restore(self) -> None:
+        """What this server had not finished when it ended, in the order it came."""
+        notes = await asyncio.to_thread(self._place.notes.all)
+        own = {key: note for key, note in notes.items() if note.get("owner") == self._place.owner}
+        for job_id, note in sorted(own.items(), key=lambda item: str(item[1].get("created"))):
+            fields = {name: note[name] for name in ("tenant", "kind", "order", "key", "created", "attempts")}
+            job = Job(**fields, id=job_id)
+            self._jobs[job_id] = job
+            if job.attempts >= MAX_ATTEMPTS or job.kind not in self._kinds:
+                text = f"The server ended {job.attempts} times while this job ran. It is not begun again."
+                await self._end(job, "failed", error=JobInterrupted(text))
+            else:
+                self._enqueue(job)
+
+    async def _one(self, job: Job) -> None:
+        """From the queue to the end. Cancelled by `cancel`, it ends the job; by `stop`, it leaves its note."""
+        state: State = "done"
+        result: dict[str, Any] | None = None
+        error: CodedError | None = None
+        try:
+            result = await self._worked(job)
+        except asyncio.CancelledError:
+            if self._loop is None or self._loop.cancelling():
+                job.state = "queued"
+                raise
+            state, error = "cancelled", _cancelled()
+        except Exception as failure:
+            state, error = "failed", _failure(job, failure)
+        self._settling = True
+        await self._end(job, state, result, error)
+
+    async def _worked(self, job: Job) -> dict[str, Any]:
+        kind = self._kinds[job.kind]
+        job.state, job.attempts = "running", job.attempts + 1
+        await asyncio.to_thread(self._note, job)
+
+        def progress(done: float) -> None:
+            job.progress = PREPARED + (WORKED - PREPARED) * min(max(done, 0.0), 1.0)
+
+        with folders.job_folder(self._place.room) as folder:
+            await kind.prepare(job.tenant, job.order, folder)
+            progress(0.0)
+            told = await self._work(kind.module, folder, job.order, progress)
+            self._settling = True
+            return await kind.finish(job.tenant, job.order, folder, told)
+
+    async def _end(
+        self, job: Job, state: State, result: dict[str, Any] | None = None, error: CodedError | None = None
+    ) -> None:
+        await self._remove_note(job)
+        job.end(state, result, error)
+        self._forget()
+        facts = {"job": job.id, "kind": job.kind, "state": state, "code": error.code if error else None}
+        log.info("job_ended", extra=facts)
+
+    async def _remove_note(self, job: Job) -> None:
+        try:
+            await asyncio.to_thread(self._place.notes.remove, job.id)
+        except CodedError:  # it will be begun again after a restart, and find its result there
+            log.warning("job_note_left", extra={"job": job.id})
+
+    def _enqueue(self, job: Job) -> None:
+        self._queue.append(job)
+        self._filled.set()
+
+    def _note(self, job: Job) -> None:
+        fields = {name: getattr(job, name) for name in ("tenant", "kind", "order", "key", "created", "attempts")}
+        self._place.notes.put(job.id, {**fields, "owner": self._place.owner})
+
+    def _forget(self) -> None:
+        finished = [job.id for job in self._jobs.values() if job.ended.is_set()]
+        for job_id in finished[:-HISTORY]:
+            del self._jobs[job_id]
+
+
+def _failure(job: Job, error: Exception) -> CodedError:
+    if isinstance(error, CodedError):
+        return error
+    if isinstance(error, OSError):
+        return write_error(error, "folder of the jobs")
+    log.error("job_failed", exc_info=error, extra={"job": job.id, "kind": job.kind})
+    return JobCrashed("The job failed unexpectedly; the server's log says more.", code="internal_error")
+
+
+def _cancelled() -> JobCancelled:
+    return JobCancelled("The job was cancelled before it was finished. Nothing was stored.")

@@ -1,0 +1,223 @@
+"""The queue: states, order, cancelling, errors, history, and what a restart finds."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from obstore.store import MemoryStore
+
+from adapters_store.bucket import Bucket
+from adapters_store.errors import AdapterConflict, AdapterInvalid, CodedError, StoreUnavailable
+from adapters_store.notes import Notes
+from adapters_store.objects import Objects
+from server.errors import NotReady, Overloaded
+from server.jobs import service
+from server.jobs.job import JobNotFound
+from server.jobs.service import Jobs, Place
+from tests.jobs.support import PATIENCE, FakeKind, FakeWork, place, submit
+
+
+@asynccontextmanager
+async def running(kind: FakeKind, work: FakeWork, at: Place) -> AsyncIterator[Jobs]:
+    jobs = Jobs({"fake": kind}, at, work)
+    async with asyncio.timeout(PATIENCE):
+        await jobs.start()
+        try:
+            yield jobs
+        finally:
+            await jobs.stop()
+
+
+async def test_a_job_from_queue_to_result(tmp_path: Path) -> None:
+    kind, work, at = FakeKind(), FakeWork(held=True), place(tmp_path)
+    async with running(kind, work, at) as jobs:
+        job = await submit(jobs, 7)
+        assert job.state == "queued"
+        assert list(at.notes.all()) == [job.id]
+        await work.begun.wait()
+        assert job.state == "running"
+        assert 0.4 < job.progress < 0.6
+        assert kind.folders[0].is_dir()
+        work.go.set()
+        await job.ended.wait()
+        assert (job.state, job.progress, job.result, job.error) == ("done", 1.0, {"given": "7", "x": 7}, None)
+        assert job.finished >= job.created
+        assert jobs.get("public", job.id) is job
+        assert at.notes.all() == {}
+    assert not kind.folders[0].exists()
+
+
+async def test_one_at_a_time_in_order(tmp_path: Path) -> None:
+    kind, work = FakeKind(), FakeWork()
+    async with running(kind, work, place(tmp_path)) as jobs:
+        made = [await submit(jobs, x) for x in range(6)]
+        for job in made:
+            await job.ended.wait()
+        assert [x for _, x in kind.done] == list(range(6))
+        assert work.most == 1
+        assert jobs.list("public") == made[::-1]
+
+
+async def test_equal_work_is_done_once_while_it_is_unfinished(tmp_path: Path) -> None:
+    work = FakeWork(held=True)
+    async with running(FakeKind(), work, place(tmp_path)) as jobs:
+        one = await submit(jobs, 1)
+        assert await submit(jobs, 1) is one
+        assert await submit(jobs, 1, tenant="other") is not one
+        assert await submit(jobs, 2) is not one
+        work.go.set()
+        await one.ended.wait()
+        assert await submit(jobs, 1) is not one
+
+
+async def test_another_tenants_jobs_are_not_there(tmp_path: Path) -> None:
+    work = FakeWork(held=True)
+    async with running(FakeKind(), work, place(tmp_path)) as jobs:
+        job = await submit(jobs, 1)
+        for tenant, job_id in (("other", job.id), ("public", "nobody")):
+            with pytest.raises(JobNotFound):
+                jobs.get(tenant, job_id)
+        with pytest.raises(JobNotFound):
+            await jobs.cancel("other", job.id)
+        assert jobs.list("other") == []
+        assert job.state != "cancelled"
+
+
+async def test_cancelling(tmp_path: Path) -> None:
+    kind, work, at = FakeKind(), FakeWork(held=True), place(tmp_path)
+    async with running(kind, work, at) as jobs:
+        first, second, third = [await submit(jobs, x) for x in range(3)]
+        await work.begun.wait()
+        for job in (second, first):  # one that waits, one at work
+            assert await jobs.cancel("public", job.id) is job
+            assert job.error is not None
+            assert (job.state, job.error.code, job.result) == ("cancelled", "job_cancelled", None)
+        work.go.set()
+        await third.ended.wait()
+        assert kind.done == [("public", 2)]
+        assert (await jobs.cancel("public", third.id)).state == "done"
+        assert at.notes.all() == {}
+        assert not any(folder.exists() for folder in kind.folders)
+
+
+async def test_what_is_being_stored_is_not_cancelled(tmp_path: Path) -> None:
+    kind = FakeKind()
+    kind.may_finish.clear()
+    async with running(kind, FakeWork(), place(tmp_path)) as jobs:
+        job = await submit(jobs)
+        await kind.finishing.wait()
+        cancelling = asyncio.create_task(jobs.cancel("public", job.id))
+        await asyncio.sleep(0)
+        assert not cancelling.done()
+        kind.may_finish.set()
+        assert (await cancelling).state == "done"
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "code"),
+    [
+        ("prepare", AdapterInvalid("No.", code="feature_unsupported"), "feature_unsupported"),
+        ("prepare", OSError(28, "No space left on device"), "storage_full"),
+        ("work", AdapterInvalid("No.", code="rank_limit"), "rank_limit"),
+        ("finish", AdapterConflict("Changed."), "adapter_exists"),
+        ("finish", ValueError("secret detail"), "internal_error"),
+    ],
+)
+async def test_failures(tmp_path: Path, step: str, error: Exception, code: str) -> None:
+    kind, work = FakeKind(), FakeWork()
+    kind.failure[step] = error
+    work.crash = error if step == "work" else None
+    async with running(kind, work, place(tmp_path)) as jobs:
+        job = await submit(jobs)
+        await job.ended.wait()
+        assert (job.state, job.error.code, job.result) == ("failed", code, None)
+        assert "secret" not in job.error.message
+        kind.failure, work.crash = {}, None
+        again = await submit(jobs)  # the queue goes on
+        await again.ended.wait()
+        assert again.state == "done"
+        assert not any(folder.exists() for folder in kind.folders)
+
+
+async def test_a_full_queue_and_a_stopped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_QUEUED", 2)
+    work, at = FakeWork(held=True), place(tmp_path)
+    async with running(FakeKind(), work, at) as jobs:
+        first = await submit(jobs, 0)
+        await work.begun.wait()
+        for x in (1, 2):
+            await submit(jobs, x)
+        with pytest.raises(Overloaded):
+            await submit(jobs, 3)
+        assert await submit(jobs, 0) is first
+        assert len(at.notes.all()) == 3
+    with pytest.raises(NotReady):
+        await submit(jobs, 4)
+
+
+async def test_only_the_last_finished_jobs_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "HISTORY", 3)
+    async with running(FakeKind(), FakeWork(), place(tmp_path)) as jobs:
+        made = [await submit(jobs, x) for x in range(5)]
+        for job in made:
+            await job.ended.wait()
+        found = jobs.add_done("public", "fake", {}, "k", {"there": True})
+        assert (found.state, found.result, found.ended.is_set()) == ("done", {"there": True}, True)
+        assert jobs.list("public") == [found, made[4], made[3]]
+
+
+async def test_a_restart_goes_on_in_order(tmp_path: Path) -> None:
+    objects = Objects(Bucket(MemoryStore()), shared=False, staging=tmp_path / "staging")
+    kind, work, at = FakeKind(), FakeWork(held=True), place(tmp_path, objects)
+    async with running(kind, work, at) as jobs:
+        made = [await submit(jobs, x) for x in range(3)]
+        await work.begun.wait()
+    assert kind.done == []
+    assert set(at.notes.all()) == {job.id for job in made}
+    assert not any(folder.exists() for folder in kind.folders)
+    async with running(kind, FakeWork(), place(tmp_path, objects, "elsewhere:1")) as other:
+        job = await submit(other, 9)
+        await job.ended.wait()
+        assert kind.done == [("public", 9)], "another server's jobs are its own"
+    async with running(kind, FakeWork(), at) as jobs:
+        found = [jobs.get("public", job.id) for job in made]
+        last = await submit(jobs, 4)
+        await last.ended.wait()
+        assert [x for _, x in kind.done[1:]] == [0, 1, 2, 4]
+        assert [job.state for job in found] == ["done"] * 3
+        assert at.notes.all() == {}
+
+
+async def test_a_job_that_the_server_dies_of_is_given_up(tmp_path: Path) -> None:
+    kind, at, job_id = FakeKind(), place(tmp_path), ""
+    for _ in range(service.MAX_ATTEMPTS):
+        work = FakeWork(held=True)
+        async with running(kind, work, at) as jobs:
+            if not at.notes.all():
+                job_id = (await submit(jobs)).id
+            await work.begun.wait()
+    async with running(kind, FakeWork(), at) as jobs:
+        job = jobs.get("public", job_id)
+        last = await submit(jobs, "last")
+        await last.ended.wait()
+        assert (job.state, job.error and job.error.code) == ("failed", "job_interrupted")
+        assert at.notes.all() == {}
+    assert kind.done == [("public", "last")]
+
+
+class Broken(Notes):
+    """A store that cannot be written."""
+
+    def put(self, note: str, fields: dict[str, object]) -> None:
+        raise StoreUnavailable("Away.")
+
+
+async def test_a_job_that_cannot_be_noted_is_not_taken(tmp_path: Path) -> None:
+    at = place(tmp_path)
+    async with running(FakeKind(), FakeWork(), Place(Broken(Objects(Bucket(MemoryStore()))), "o", at.room)) as jobs:
+        with pytest.raises(CodedError) as caught:
+            await submit(jobs)
+        assert caught.value.code == "store_unavailable"
+        assert [job.state for job in jobs.list("public")] == ["failed"]
