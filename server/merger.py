@@ -58,6 +58,8 @@ class Merger:
     ) -> Plan:
         """Refuses what can be refused before any work. Reads no adapter; may ask the store which version is current.
 
+        A source with knobs counts as it is without any choice.
+
         Raises AdapterInvalid `bad_name`, `unknown_method`, `unknown_parameter`, `bad_parameter`, `rank_limit` or
         `feature_unsupported`; AdapterConflict, PreconditionFailed.
         """
@@ -126,8 +128,6 @@ class Merger:
 
     def _write(self, index: int, digest: str, folder: Path) -> None:
         weights = self._registry.load(digest)
-        if weights.context is not None or weights.invocation:
-            raise _unmergeable("virtual tokens or invocation tokens")
         merge_work.write_source(folder, index, {name: low_rank(name, forms) for name, forms in weights.modules.items()})
 
     def _uses_rslora(self, digest: str, tenant: str) -> bool:
@@ -136,12 +136,13 @@ class Merger:
 
 
 def _check_mergeable(info: AdapterInfo) -> None:
-    others = [form for form in info.forms if form not in MERGEABLE]
+    others = [f"`{form}`" for form in info.forms if form not in MERGEABLE]
+    others += ["virtual tokens"] if info.virtual_tokens else []
+    others += ["invocation tokens"] if info.invocation else []
     if others:
-        raise _unmergeable(", ".join(f"`{form}`" for form in others), info.name)
+        raise _unmergeable(", ".join(others), info.name)
 
 
-def _unmergeable(what: str, name: str | None = None) -> AdapterInvalid:
-    who = f"`{name}`" if name else "A source"
-    text = f"{who} has {what}, which is no low-rank delta; only such can be merged."
+def _unmergeable(what: str, name: str) -> AdapterInvalid:
+    text = f"`{name}` has {what}, which is no low-rank delta; only such can be merged."
     return AdapterInvalid(text, code="feature_unsupported", param="sources")

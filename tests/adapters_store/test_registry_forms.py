@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from adapters_store.candidate import FormFiles
 from adapters_store.compression.jointly import JointRecipe, compress_jointly
 from adapters_store.compression.recipe import Recipe, compress
 from adapters_store.errors import (
@@ -17,6 +18,7 @@ from adapters_store.errors import (
     KnobRefused,
     PreconditionFailed,
 )
+from adapters_store.formats import forms_file, tensors
 from adapters_store.formats.forms_file import BASIS_FILE, FORMS_FILE
 from adapters_store.forms import LowRank, MadeForms, SharedBasis
 from adapters_store.info import AdapterInfo
@@ -185,3 +187,29 @@ def test_a_kind_without_knobs_has_no_variants(registry: AdapterRegistry, upload:
         assert registry.load(digest).digest == digest
         with pytest.raises(KnobRefused, match="rank"):
             registry.load(f"{digest}:rank=1")
+
+
+def test_forms_in_files_are_stored_as_forms_in_memory(
+    registry: AdapterRegistry, upload: Upload, tmp_path: Path
+) -> None:
+    source = upload("source", 1)[0]
+    modules = registry.load(source.digest).modules
+    named = {
+        f"{name}.{part}": getattr(form, part)
+        for name, (form,) in modules.items()
+        if isinstance(form, LowRank)
+        for part in ("a", "b", "d")
+    }
+    tensors.write(tmp_path / "forms", named)
+    made = FormFiles({FORMS_FILE: tmp_path / "forms"}, forms_file.facts(modules), len(modules))
+    told = {"kind": "lora", "warnings": [], "provenance": {"type": "merge"}}
+    info, created = registry.add_forms("made", made, "merge", told)
+    assert (created, info.event, info.rank, info.modules) == (True, "merge", source.rank, source.modules)
+    loaded = registry.load(info.digest).modules
+    assert loaded.keys() == modules.keys()
+    for name, (form,) in loaded.items():
+        (expected,) = modules[name]
+        assert isinstance(form, LowRank)
+        assert isinstance(expected, LowRank)
+        assert all(torch.equal(getattr(form, part), getattr(expected, part)) for part in ("a", "b", "d"))
+    assert registry.add_forms("made", made, "merge", told)[1] is False
