@@ -71,6 +71,9 @@ class FakeServer:
             "compression": None,
             "warnings": [noop] if b"noop" in weights else [],
             "proof": None,
+            "knobs": {},
+            "virtual_tokens": 0,
+            "invocation": [],
         }
         return AdapterInfo.model_validate(told).model_dump(mode="json")  # the real server's shape
 
