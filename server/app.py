@@ -94,6 +94,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     metrics.watch_uses(engine.take_uses)
     merger = Merger(registry, replaced)
     jobs = Jobs({merge.KIND: merger}, _jobs_place(settings, store))
+    metrics.watch_jobs(jobs.counts)
     made = (engine, registry, intake, compressor, replicas, metrics, api_settings, drain)
     services = Services(*made, merger=merger, jobs=jobs)
     # A bucket would be read from end to end by every server that starts: there, files are verified as they are used.

@@ -6,7 +6,7 @@ A job that is not finished stands in the store as a note. The server that took i
 import asyncio
 import contextlib
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +103,10 @@ class Jobs:
             raise
         self._enqueue(job)
         return job
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How many jobs are known, by kind and state. From any thread."""
+        return dict(Counter((job.kind, job.state) for job in tuple(self._jobs.values())))
 
     def add_done(self, tenant: str, kind: str, order: Mapping[str, Any], key: str, result: Mapping[str, Any]) -> Job:
         """A job whose result was there already."""

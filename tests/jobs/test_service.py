@@ -35,6 +35,7 @@ async def test_a_job_from_queue_to_result(tmp_path: Path) -> None:
     async with running(kind, work, at) as jobs:
         job = await submit(jobs, 7)
         assert job.state == "queued"
+        assert jobs.counts() == {(job.kind, "queued"): 1}
         assert list(at.notes.all()) == [job.id]
         await work.begun.wait()
         assert job.state == "running"
@@ -44,6 +45,7 @@ async def test_a_job_from_queue_to_result(tmp_path: Path) -> None:
         await job.ended.wait()
         assert (job.state, job.progress, job.result, job.error) == ("done", 1.0, {"given": "7", "x": 7}, None)
         assert job.finished >= job.created
+        assert jobs.counts() == {(job.kind, "done"): 1}
         assert jobs.get("public", job.id) is job
         assert at.notes.all() == {}
     assert not kind.folders[0].exists()
