@@ -14,7 +14,7 @@ from kernels.segments import FACTOR_DTYPES, ONE_BIT, FormField, Segments
 
 
 def transform_input(x: torch.Tensor, pool: torch.Tensor, forms: torch.Tensor, segments: Segments) -> torch.Tensor:
-    """`x[t] + sum w (R x[t] - x[t])` over the row's adapters, as a new tensor; R is block-diagonal.
+    """`x[t] + sum w (R x[t] - x[t])` over the row's adapters, as a new tensor; R is block-diagonal, stored transposed.
 
     x: [T, in]. A row with one adapter of weight 1 becomes R x; one of weight w: `(1 - w) x + w R x`.
     Source: OFT (arXiv 2306.07280) eq. 1 with R on the input's side, as PEFT has it; IA3 (arXiv 2205.05638) on inputs.
@@ -28,7 +28,7 @@ def transform_input(x: torch.Tensor, pool: torch.Tensor, forms: torch.Tensor, se
             raise ValueError(f"blocks of {size} do not fit {x.shape[1]} inputs")
         blocks = _floats(pool, form, FormField.TRANSFORM, x.shape[1] * size).view(-1, size, size)
         given = x[rows].to(total.dtype).view(len(rows), -1, size)
-        turned = torch.einsum("bij,tbj->tbi", blocks.to(total.dtype), given)
+        turned = torch.einsum("bji,tbj->tbi", blocks.to(total.dtype), given)
         total.index_add_(0, rows, weight[:, None] * (turned - given).flatten(1))
     return total.to(x.dtype)
 
@@ -151,6 +151,8 @@ def _dense(pool: torch.Tensor, form: torch.Tensor, outputs: int, inputs: int) ->
         bits = _slice(pool, form, FormField.DENSE, outputs * -(-inputs // 8)).view(outputs, -1, 1)
         ones = (bits >> torch.arange(8, dtype=torch.uint8, device=pool.device)) & 1
         return ones.flatten(1)[:, :inputs].float() * 2 - 1
+    if not 0 <= kind < len(FACTOR_DTYPES):
+        raise ValueError(f"DENSE_DTYPE {kind} is unknown")
     dtype = FACTOR_DTYPES[kind]
     return _slice(pool, form, FormField.DENSE, outputs * inputs * dtype.itemsize).view(dtype).view(outputs, inputs)
 

@@ -55,7 +55,7 @@ class FormField(IntEnum):
     """
 
     SPARSE_START = 0  # where each row of S begins, int32 [rows + 1]
-    SPARSE_COLUMN = 1  # int32 [count], ascending within a row
+    SPARSE_COLUMN = 1  # int32 [count], ascending within a row; kernels do not look whether they are columns
     SPARSE_VALUE = 2  # [count], always float32
     SPARSE_ROWS = 3  # rows of S: out, or the vocabulary of an embedding; 0: no sparse delta here
     SPARSE_COUNT = 4  # numbers in S
@@ -63,7 +63,7 @@ class FormField(IntEnum):
     DENSE_SCALE = 6  # factor of each row of D [out], always float32
     DENSE_DTYPE = 7  # an index of `FACTOR_DTYPES`, or ONE_BIT
     DENSE_ROWS = 8  # out; 0: no dense delta here
-    TRANSFORM = 9  # blocks of R in order [in / size, size, size], always float32
+    TRANSFORM = 9  # blocks of R in order, each transposed [in / size, size, size], always float32
     TRANSFORM_SIZE = 10  # rows of a block, a divisor of in; 0: no transform here
     SCALE = 11  # factor of each output [out], always float32; -1: ones
     SCALE_BIAS = 12  # added to each output [out], always float32; -1: none

@@ -1,8 +1,11 @@
 """Whether a form's shapes, types and indices are those that the kernels take without asking."""
 
+from collections.abc import Iterable
+
 import torch
 
 from adapters_store.forms import (
+    BaseSpec,
     Dense,
     Form,
     GatedLowRank,
@@ -21,8 +24,15 @@ from kernels import reference
 from kernels.segments import FACTOR_DTYPES
 
 
-def fits(form: Form, spec: ModuleSpec) -> bool:
-    """Whether the form may stand on this module of the base."""
+def all_fit(name: str, forms: Iterable[Form], base: BaseSpec) -> bool:
+    """Whether the base has a module or a norm of this name, on which these forms may stand."""
+    spec, size = base.modules.get(name), base.norms.get(name)
+    if spec is not None:
+        return all(_fits(form, spec) for form in forms)
+    return size is not None and all(isinstance(form, OutputScale) and _scale(form, size) for form in forms)
+
+
+def _fits(form: Form, spec: ModuleSpec) -> bool:
     inputs, outputs = spec.in_features, spec.out_features
     match form:
         case ReplacedWeight(weight, bias):
@@ -47,11 +57,6 @@ def fits(form: Form, spec: ModuleSpec) -> bool:
             return _blocks(blocks, inputs) and spec.kind != "embedding"
         case OutputScale():
             return _scale(form, outputs)
-
-
-def fits_norm(form: Form, size: int) -> bool:
-    """Whether the form may stand on a norm of this size."""
-    return isinstance(form, OutputScale) and _scale(form, size)
 
 
 def _factors(a: torch.Tensor, b: torch.Tensor, rank: int, spec: ModuleSpec) -> bool:

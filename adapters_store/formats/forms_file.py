@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save
 
 from adapters_store.errors import AdapterInvalid
-from adapters_store.formats.form_shapes import fits, fits_norm
+from adapters_store.formats.form_shapes import all_fit
 from adapters_store.formats.tensors import read as read_tensor
 from adapters_store.forms import (
     BaseSpec,
@@ -152,18 +152,15 @@ def _parts(form: Form) -> dict[str, torch.Tensor]:
 
 
 def _forms(name: str, parts: dict[str, torch.Tensor], base: BaseSpec) -> tuple[Form, ...]:
-    spec, size = base.modules.get(name), base.norms.get(name)
+    spec = base.modules.get(name)
     forms = [] if spec is None else [*_low_rank(parts, spec), *_others(parts, spec)]
     if "stride" in parts and parts["stride"].shape == (1,):
         bias, pair = parts.get("scale_bias"), parts.get("pair")
         forms.append(OutputScale(parts.get("scale"), bias, pair, int(parts["stride"])))
     known = [part for form in forms for part in _parts(form)]
-    if sorted(known) == sorted(parts):
-        if spec is not None and all(fits(form, spec) for form in forms):
-            return tuple(forms)
-        if size is not None and all(fits_norm(form, size) for form in forms):
-            return tuple(forms)
-    raise AdapterInvalid(f"The stored forms of `{name}` do not fit the base.", code="shape_mismatch")
+    if sorted(known) != sorted(parts) or not all_fit(name, forms, base):
+        raise AdapterInvalid(f"The stored forms of `{name}` do not fit the base.", code="shape_mismatch")
+    return tuple(forms)
 
 
 def _low_rank(parts: dict[str, torch.Tensor], spec: ModuleSpec) -> list[Form]:

@@ -7,6 +7,7 @@ import torch
 
 from adapters_store.canonical import shorten
 from adapters_store.errors import AdapterInvalid
+from adapters_store.formats.form_shapes import all_fit
 from adapters_store.formats.method import Method, rank_limit
 from adapters_store.formats.method_file import Opened
 from adapters_store.forms import (
@@ -73,11 +74,15 @@ class Seen:
 
 
 def forms_of(method: Method, opened: Opened) -> Iterator[tuple[str, tuple[Form, ...]]]:
-    """The forms of one module after another, so that an inspection holds one module's only."""
+    """The forms of one module after another, so that an inspection holds one module's only.
+
+    Raises AdapterInvalid `shape_mismatch` for what the kernels could not take.
+    """
+    base = opened.file.base
     replaced = {item.module: item for item in opened.replaced}
     targets = {target.name: target for target in opened.file.targets}
     also = method.also(opened.file)
-    for name in opened.file.base.modules:
+    for name in (*base.modules, *base.norms):
         forms: list[Form] = []
         if name in replaced:
             item = replaced[name]
@@ -86,8 +91,12 @@ def forms_of(method: Method, opened: Opened) -> Iterator[tuple[str, tuple[Form, 
         if name in targets:
             forms += method.forms(targets[name])
         forms += also.get(name, ())
-        if forms:
-            yield name, tuple(forms)
+        if not forms:
+            continue
+        if not all_fit(name, forms, base):
+            text = f"What the file holds for `{shorten(name)}` does not fit the base."
+            raise AdapterInvalid(text, code="shape_mismatch", param="weights")
+        yield name, tuple(forms)
 
 
 def tensors(form: Form | Context) -> list[torch.Tensor]:

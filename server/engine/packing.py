@@ -272,7 +272,7 @@ def _add_form(form: Sparse | Dense | InputTransform | OutputScale, record: list[
             record[FormField.DENSE], record[FormField.DENSE_SCALE] = own.add(numbers), own.add(scale, torch.float32)
             record[FormField.DENSE_DTYPE], record[FormField.DENSE_ROWS] = kind, len(numbers)
         case InputTransform(blocks):
-            record[FormField.TRANSFORM] = own.add(blocks, torch.float32)
+            record[FormField.TRANSFORM] = own.add(blocks.mT, torch.float32)
             record[FormField.TRANSFORM_SIZE] = blocks.shape[-1]
         case OutputScale(scale, bias, pair, stride):
             record[FormField.SCALE] = own.add(scale, torch.float32)

@@ -141,7 +141,7 @@ class TestOtherForms:
             (FormField.SPARSE_VALUE, value),
             (FormField.DENSE, weight),
             (FormField.DENSE_SCALE, scale),
-            (FormField.TRANSFORM, blocks),
+            (FormField.TRANSFORM, blocks.mT),
             (FormField.SCALE, scale),
         ):
             assert piece(adapter, "m", at, tensor.dtype, tensor.numel()) == tensor.flatten().tolist()

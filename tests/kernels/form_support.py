@@ -39,7 +39,7 @@ class Forms:
             record[FormField.DENSE_DTYPE] = ONE_BIT if signs else FACTOR_DTYPES.index(self.dense.dtype)
             record[FormField.DENSE_ROWS] = len(self.dense)
         if self.blocks is not None:
-            record[FormField.TRANSFORM] = builder.put(self.blocks)
+            record[FormField.TRANSFORM] = builder.put(self.blocks.mT)
             record[FormField.TRANSFORM_SIZE] = self.blocks.shape[-1]
         if self.stride:
             record[FormField.SCALE], record[FormField.SCALE_BIAS] = builder.put(self.scale), builder.put(self.bias)
