@@ -1,11 +1,13 @@
 """The rest of the door (`kernels.dispatch`): kernels of what a module has besides a low-rank part.
 
-On a GPU they run in plain torch, which waits for the device: such a step is no part of a CUDA graph.
+On a CPU they are C++; on a GPU they run in plain torch, which waits for the device: such a step is no part of a CUDA
+graph.
 """
 
 import torch
 
 from kernels import checks, reference_forms
+from kernels.dispatch import _TYPES, _on_cpu
 from kernels.segments import Segments
 
 
@@ -13,6 +15,9 @@ def transform_input(x: torch.Tensor, pool: torch.Tensor, forms: torch.Tensor, se
     """`reference_forms.transform_input`."""
     if not len(segments):
         return x
+    if _on_cpu(x):
+        out: torch.Tensor = torch.ops.polyrank.transform_input(x, pool, forms, *_step(segments))
+        return out
     checks.form_rows(x, pool, forms, segments)
     return reference_forms.transform_input(x, pool, forms, segments)
 
@@ -22,6 +27,9 @@ def sparse_delta(
 ) -> torch.Tensor:
     """`reference_forms.sparse_delta`."""
     if not len(segments):
+        return y
+    if _on_cpu(y) and x.dtype in _TYPES:
+        torch.ops.polyrank.sparse_delta_(y, x, pool, forms, *_step(segments))
         return y
     checks.form_product(y, x, pool, forms, segments)
     return reference_forms.sparse_delta(y, x, pool, forms, segments)
@@ -33,6 +41,9 @@ def sparse_embedding(
     """`reference_forms.sparse_embedding`."""
     if not len(segments):
         return y
+    if _on_cpu(y):
+        torch.ops.polyrank.sparse_embedding_(y, ids, pool, forms, *_step(segments))
+        return y
     checks.form_embedding(y, ids, pool, forms, segments)
     return reference_forms.sparse_embedding(y, ids, pool, forms, segments)
 
@@ -43,6 +54,9 @@ def dense_delta(
     """`reference_forms.dense_delta`."""
     if not len(segments):
         return y
+    if _on_cpu(y) and x.dtype in _TYPES:
+        torch.ops.polyrank.dense_delta_(y, x, pool, forms, *_step(segments))
+        return y
     checks.form_product(y, x, pool, forms, segments)
     return reference_forms.dense_delta(y, x, pool, forms, segments)
 
@@ -51,5 +65,12 @@ def scale_output(y: torch.Tensor, pool: torch.Tensor, forms: torch.Tensor, segme
     """`reference_forms.scale_output`."""
     if not len(segments):
         return y
+    if _on_cpu(y):
+        torch.ops.polyrank.scale_output_(y, pool, forms, *_step(segments))
+        return y
     checks.form_rows(y, pool, forms, segments)
     return reference_forms.scale_output(y, pool, forms, segments)
+
+
+def _step(segments: Segments) -> tuple[torch.Tensor, ...]:
+    return segments.slot, segments.start, segments.token, segments.weight

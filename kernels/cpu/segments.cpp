@@ -70,21 +70,23 @@ void fill_entries(Segments& segments, int64_t rows, int64_t out, const int32_t* 
 
 }  // namespace
 
-Segments resolve(
-    Use use, int64_t rows, int64_t in, int64_t out, const at::Tensor& pool, const at::Tensor& records,
-    const at::Tensor& slot, const at::Tensor& start, const at::Tensor& token, const at::Tensor& weight) {
-  const int64_t count = slot.numel();
+void check_pool(const at::Tensor& pool) {
   TORCH_CHECK_VALUE(
       pool.scalar_type() == at::kByte && pool.is_contiguous(), "pool: contiguous uint8 expected, got ", pool.scalar_type());
+}
+
+Segments resolve_step(
+    int64_t rows, int64_t columns, const at::Tensor& records, const char* name, int64_t width, const at::Tensor& slot,
+    const at::Tensor& start, const at::Tensor& token, const at::Tensor& weight, const Read& read) {
+  const int64_t count = slot.numel();
   TORCH_CHECK_VALUE(
-      records.dim() == 2 && records.scalar_type() == at::kLong && records.size(1) == RECORD_FIELDS && records.stride(1) == 1,
-      "records: int64 [slots, ", int64_t(RECORD_FIELDS), "] expected, got ", records.scalar_type(), " ", records.sizes());
+      records.dim() == 2 && records.scalar_type() == at::kLong && records.size(1) == width && records.stride(1) == 1, name,
+      ": int64 [slots, ", width, "] expected, got ", records.scalar_type(), " ", records.sizes());
   check_vector(slot, "slot", at::kInt, count);
   check_vector(start, "start", at::kInt, count + 1);
   check_vector(token, "token", at::kInt, token.numel());
   check_vector(weight, "weight", at::kFloat, token.numel());
 
-  const Pool bytes(pool);
   const int64_t* table = records.const_data_ptr<int64_t>();
   const int32_t* slots = slot.const_data_ptr<int32_t>();
   const int32_t* starts = start.const_data_ptr<int32_t>();
@@ -92,19 +94,19 @@ Segments resolve(
   segments.list.reserve(count);
   for (int64_t i = 0; i < count; ++i) {
     TORCH_CHECK_VALUE(
-        slots[i] >= 0 && slots[i] < records.size(0), "slot ", slots[i], " lies outside the ", records.size(0), " records");
+        slots[i] >= 0 && slots[i] < records.size(0), "slot ", slots[i], " lies outside the ", records.size(0), " ", name);
     TORCH_CHECK_VALUE(
         starts[i] >= 0 && starts[i] <= starts[i + 1] && starts[i + 1] <= token.numel(), "segment ", i, " spans [",
         starts[i], ", ", starts[i + 1], ") of ", token.numel(), " tokens");
-    Segment segment = read_record(use, table + slots[i] * records.stride(0), in, out, bytes);
+    Segment segment{};
+    const bool does_something = read(table + slots[i] * records.stride(0), segment);
     segment.slot = slots[i];
     segment.first = starts[i];
     segment.last = starts[i + 1];
-    const bool does_nothing = segment.rank == 0 && (use == Use::REPLACE || !segment.bias);
-    if (segment.rows() && !does_nothing) segments.list.push_back(segment);
+    if (segment.rows() && does_something) segments.list.push_back(segment);
   }
   segments.entries.reserve(token.numel());
-  fill_entries(segments, rows, out, token.const_data_ptr<int32_t>(), weight.const_data_ptr<float>());
+  fill_entries(segments, rows, columns, token.const_data_ptr<int32_t>(), weight.const_data_ptr<float>());
 
   int64_t floats = 0;
   for (const auto& segment : segments.list) floats += segment.rows() * segment.rank;
@@ -115,6 +117,19 @@ Segments resolve(
     hidden += segment.rows() * segment.rank;
   }
   return segments;
+}
+
+Segments resolve(
+    Use use, int64_t rows, int64_t in, int64_t out, const at::Tensor& pool, const at::Tensor& records,
+    const at::Tensor& slot, const at::Tensor& start, const at::Tensor& token, const at::Tensor& weight) {
+  check_pool(pool);
+  const Pool bytes(pool);
+  return resolve_step(
+      rows, out, records, "records", RECORD_FIELDS, slot, start, token, weight,
+      [&](const int64_t* record, Segment& segment) {
+        segment = read_record(use, record, in, out, bytes);
+        return segment.rank != 0 || (use != Use::REPLACE && segment.bias);
+      });
 }
 
 }  // namespace polyrank

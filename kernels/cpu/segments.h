@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -52,6 +53,17 @@ struct Segments {
     return list[std::min(i + 1, int64_t(list.size()) - 1)].*factor;
   }
 };
+
+// Reads a row of a table into a segment; false: it does nothing to its rows.
+using Read = std::function<bool(const int64_t*, Segment&)>;
+
+void check_pool(const at::Tensor& pool);
+
+// The segments that do something, each with the slot's row as `read` takes it and with room for `hidden`. Throws
+// ValueError as `resolve`. name, width: of the table; columns: of what is written.
+Segments resolve_step(
+    int64_t rows, int64_t columns, const at::Tensor& records, const char* name, int64_t width, const at::Tensor& slot,
+    const at::Tensor& start, const at::Tensor& token, const at::Tensor& weight, const Read& read);
 
 enum class Use { LOWRANK, EMBEDDING, REPLACE };
 
