@@ -27,7 +27,7 @@ def transform_input(x: torch.Tensor, pool: torch.Tensor, forms: torch.Tensor, se
         if x.shape[1] % size:
             raise ValueError(f"blocks of {size} do not fit {x.shape[1]} inputs")
         blocks = _floats(pool, form, FormField.TRANSFORM, x.shape[1] * size).view(-1, size, size)
-        given = x[rows].to(total.dtype).view(len(rows), -1, size)
+        given = x[rows].to(total.dtype).view(len(rows), x.shape[1] // size, size)
         turned = torch.einsum("bji,tbj->tbi", blocks.to(total.dtype), given)
         total.index_add_(0, rows, weight[:, None] * (turned - given).flatten(1))
     return total.to(x.dtype)
@@ -111,7 +111,7 @@ def scale_output(y: torch.Tensor, pool: torch.Tensor, forms: torch.Tensor, segme
         if int(form[FormField.SCALE_PAIR]) >= 0:
             if outputs % (2 * stride):
                 raise ValueError(f"pairs {stride} apart do not fit {outputs} outputs")
-            partner = given[rows].view(len(rows), -1, 2, stride).flip(2).flatten(1)
+            partner = given[rows].view(len(rows), outputs // (2 * stride), 2, stride).flip(2).flatten(1)
             own += _floats(pool, form, FormField.SCALE_PAIR, outputs) * partner
         if int(form[FormField.SCALE_BIAS]) >= 0:
             own += _floats(pool, form, FormField.SCALE_BIAS, outputs)

@@ -20,7 +20,6 @@ from tests.support.models import tiny_model, tiny_tokenizer
 MODEL = "llama"
 LIMITS = EngineLimits(kv_cache_memory=1 << 20, adapter_memory=1 << 22, max_batch_tokens=48, max_running=16)
 TIGHT = EngineLimits(kv_cache_memory=110_000, adapter_memory=1 << 22, max_batch_tokens=48, max_running=16)
-GREEDY = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True, logprobs=1)
 Adapters = tuple[tuple[str, float], ...]
 EACH: list[Adapters] = [(), *(((kind, 1.0),) for kind in KINDS)]
 MIXED: list[Adapters] = [(("scale", 0.5), ("several", 0.75)), (("transform", 0.5), ("ia3", 0.5), ("gated", 1.0))]
@@ -47,9 +46,12 @@ def prompt(length: int, seed: int) -> tuple[int, ...]:
     return tuple(torch.randint(3, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
 
 
-def request(index: int, wanted: Adapters, given: tuple[int, ...] | None = None) -> GenerationRequest:
+def request(
+    index: int, wanted: Adapters, given: tuple[int, ...] | None = None, max_tokens: int = 6
+) -> GenerationRequest:
     own = given or prompt(7 + 5 * (index % 4), index)
-    return GenerationRequest(f"{index}", own, GREEDY, weighted(wanted), tenant="tenant")
+    greedy = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True, logprobs=1)
+    return GenerationRequest(f"{index}", own, greedy, weighted(wanted), tenant="tenant")
 
 
 def together(driver: CoreDriver, requests: Sequence[GenerationRequest]) -> list[list[StepOutput]]:
@@ -104,7 +106,7 @@ def test_cached_prefixes_are_those_of_the_adapter(driver: CoreDriver) -> None:
 
 def test_preempted_requests_say_the_same(driver: CoreDriver) -> None:
     cases = [*EACH[:8], *MIXED]
-    requests = [request(100 + index, wanted, prompt(14, index)) for index, wanted in enumerate(cases)]
+    requests = [request(100 + index, wanted, prompt(14, index), max_tokens=36) for index, wanted in enumerate(cases)]
     tight = CoreDriver(base(), TIGHT, load)
     pressed, roomy = together(tight, requests), together(driver, requests)
     assert tight.core.scheduler.num_preemptions > 0

@@ -87,9 +87,10 @@ def pack(adapters: Sequence[Forms]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def sparse(rows: int, columns: int, share: float = 0.2) -> Forms:
-    """About that share of the numbers, rows of unlike lengths, some of them empty."""
-    uneven = torch.rand(rows, 1) ** 2 * 2 * share
-    return Forms(sparse=torch.randn(rows, columns) * (torch.rand(rows, columns) < uneven) / (columns * share) ** 0.5)
+    """About that share of the numbers, rows of unlike lengths, some of them empty; never the last number."""
+    chosen = torch.rand(rows, columns) < torch.rand(rows, 1) ** 2 * 2 * share
+    chosen[-1, -1] = True
+    return Forms(sparse=torch.randn(rows, columns) * chosen / (columns * share) ** 0.5)
 
 
 def dense(outputs: int, inputs: int, dtype: torch.dtype) -> Forms:
