@@ -52,7 +52,7 @@ def _fits(form: Form, spec: ModuleSpec) -> bool:
             shape = (inputs, outputs) if spec.kind == "embedding" else (outputs, inputs)
             return _sparse(form, *shape)
         case Dense(weight, scale):
-            return _dense(weight, outputs, inputs) and _numbers(scale, (outputs,)) and spec.kind != "embedding"
+            return _dense(weight, outputs, inputs) and _floats(scale, (outputs,)) and spec.kind != "embedding"
         case InputTransform(blocks):
             return _blocks(blocks, inputs) and spec.kind != "embedding"
         case OutputScale():
@@ -82,7 +82,7 @@ def _sparse(form: Sparse, rows: int, columns: int) -> bool:
     if start.dtype != torch.int32 or column.dtype != torch.int32 or start.shape != (rows + 1,) or column.dim() != 1:
         return False
     count = len(column)
-    if not _numbers(value, (count,)) or int(start[0]) != 0 or int(start[-1]) != count or bool((start.diff() < 0).any()):
+    if not _floats(value, (count,)) or int(start[0]) != 0 or int(start[-1]) != count or bool((start.diff() < 0).any()):
         return False
     if not count:
         return True
@@ -96,26 +96,21 @@ def _dense(weight: torch.Tensor | SignRows, outputs: int, inputs: int) -> bool:
     if isinstance(weight, SignRows):
         shape = (outputs, -(-inputs // 8))
         return weight.columns == inputs and weight.bits.shape == shape and weight.bits.dtype == torch.uint8
-    return weight.shape == (outputs, inputs) and weight.dtype in FACTOR_DTYPES and bool(weight.isfinite().all())
+    return weight.shape == (outputs, inputs) and weight.dtype in FACTOR_DTYPES
 
 
 def _blocks(blocks: torch.Tensor, inputs: int) -> bool:
     size = blocks.shape[-1] if blocks.dim() == 3 else 0
-    return size > 0 and inputs % size == 0 and _numbers(blocks, (inputs // size, size, size))
+    return size > 0 and inputs % size == 0 and _floats(blocks, (inputs // size, size, size))
 
 
 def _scale(form: OutputScale, outputs: int) -> bool:
-    vectors = all(v is None or _numbers(v, (outputs,)) for v in (form.scale, form.bias, form.pair))
+    vectors = all(_maybe(vector, outputs) for vector in (form.scale, form.bias, form.pair))
     return vectors and form.stride > 0 and (form.pair is None or outputs % (2 * form.stride) == 0)
 
 
 def _maybe(vector: torch.Tensor | None, count: int) -> bool:
     return vector is None or _floats(vector, (count,))
-
-
-def _numbers(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:
-    """As `_floats`, and all of them finite."""
-    return _floats(tensor, shape) and bool(tensor.isfinite().all())
 
 
 def _floats(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:
