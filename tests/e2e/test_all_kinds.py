@@ -72,7 +72,7 @@ async def _all_at_once(url: str, kinds: list[str]) -> tuple[dict[str, list[int]]
 
 
 async def _stream(client: httpx.AsyncClient, kind: str) -> tuple[list[int], float, float]:
-    parameters = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True}
+    parameters: dict[str, object] = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True}
     parameters |= {} if kind == "base" else {"adapter_id": kind}
     body = {"inputs": TEXT, "parameters": parameters}
     tokens, first = [], 0.0
