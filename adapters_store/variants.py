@@ -64,8 +64,9 @@ def chosen(knobs: Knobs, values: Mapping[str, float]) -> list[tuple[Variant, flo
     settings: dict[str, float] = {}
     for name, value in values.items():
         if name not in knobs:
-            has = ", ".join(f"`{each}`" for each in sorted(knobs)) or "nothing"
-            raise KnobRefused(f"This adapter does not let requests choose `{name}`, but {has}.", param=name)
+            others = " and ".join(f"`{each}`" for each in sorted(knobs))
+            has = f"; they may choose {others}" if knobs else ""
+            raise KnobRefused(f"This adapter does not let requests choose `{name}`{has}.", param=name)
         low, high, default = _READ[name](knobs[name])
         if not low <= value <= high:
             text = f"`{name}` is {value:g}; this adapter takes {low:g} to {high:g}."

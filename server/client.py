@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 TIMEOUT = httpx.Timeout(600.0, connect=5.0)  # seconds; an upload is answered after it has been checked
 HINTS = {
-    "adapter_exists": "--replace makes your folder the next version",
+    "adapter_exists": "--replace makes this the next version",
     "invalid_api_key": "set POLYRANK_API_KEY",
     "already_compressed": "`polyrank show` names its source; compress that version",
     "model_not_found": "`polyrank ls` shows the names there are",

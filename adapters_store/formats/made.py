@@ -82,7 +82,7 @@ def forms_of(method: Method, opened: Opened) -> Iterator[tuple[str, tuple[Form, 
     replaced = {item.module: item for item in opened.replaced}
     targets = {target.name: target for target in opened.file.targets}
     also = method.also(opened.file)
-    for name in (*base.modules, *base.norms):
+    for name in dict.fromkeys((*base.modules, *base.norms)):  # of norm tuning the modules are the norms
         forms: list[Form] = []
         if name in replaced:
             item = replaced[name]

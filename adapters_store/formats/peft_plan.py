@@ -168,7 +168,7 @@ def _check_features(config: PeftConfig, matcher: Matcher, base: BaseSpec) -> Non
         features.append("ensure_weight_tying on a tied embedding or head")
     if features:
         raise AdapterInvalid(
-            f"The adapter needs what this server does not serve yet: {'; '.join(features)}.",
+            f"The adapter needs what this server does not serve: {'; '.join(features)}.",
             code="feature_unsupported",
             param="config",
         )

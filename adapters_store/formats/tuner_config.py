@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from adapters_store.canonical import shorten
 from adapters_store.errors import AdapterInvalid
 
+MAX_NUMBER = 1e30  # beyond it scales overflow float32, and products of them
 MAX_PATTERN = 4096  # characters of one regular expression
 Config = TypeVar("Config", bound="CommonConfig")
 
@@ -60,6 +61,9 @@ def read_fields(data: bytes, max_bytes: int) -> dict[str, Any]:
         bad("is not a JSON object")
     if "peft_type" not in fields:
         bad("lacks `peft_type`: is this PEFT's adapter_config.json?", "peft_type")
+    for key, value in fields.items():
+        if (largest := _largest(value)) is not None and largest > MAX_NUMBER:
+            bad(f"has a number beyond {MAX_NUMBER:g} in `{shorten(key, 60)}`", shorten(key, 60))
     return fields
 
 
@@ -93,7 +97,7 @@ def bad(problem: str, param: str = "config") -> NoReturn:
 
 def unsupported(features: list[str]) -> NoReturn:
     raise AdapterInvalid(
-        f"The adapter needs what this server does not serve yet: {'; '.join(features)}.",
+        f"The adapter needs what this server does not serve: {'; '.join(features)}.",
         code="feature_unsupported",
         param="config",
     )
@@ -117,6 +121,14 @@ def _check_tuner(config: TunerConfig) -> None:
         bad(f"has a pattern of more than {MAX_PATTERN} characters")
     if any(not text.isprintable() for text in texts):
         bad("has a pattern with control characters")
+
+
+def _largest(value: Any) -> float | int | None:
+    """The largest magnitude of a number inside a value, whose nesting the parser has bounded."""
+    if isinstance(value, dict | list):
+        inside = value.values() if isinstance(value, dict) else value
+        return max((found for item in inside if (found := _largest(item)) is not None), default=None)
+    return abs(value) if isinstance(value, int | float) else None
 
 
 def _ranks(found: Iterable[Any]) -> list[int]:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from adapters_store.errors import AdapterInvalid
 from adapters_store.forms import Form, LowRank, ModuleSpec
 from adapters_store.merging import algebra, corrected, lego, parameters, peft_exact, subspace
@@ -64,13 +66,21 @@ def merge(
     merged = Merged({}, {})
     with algebra.one_thread():
         for done, stack in enumerate(_stacks(sources, names, specs, ranks), start=1):
-            made = chosen.module(stack, told)
+            made = _made(chosen, stack, told)
             if not isinstance(made, LowRank):
                 made, merged.clusters[stack.name] = made
             _check(stack.name, made, max_rank)
             merged.modules[stack.name] = (made,)
             progress(done / len(names))
     return merged
+
+
+def _made(chosen: Method, stack: Stack, told: Any) -> Made:
+    try:
+        return chosen.module(stack, told)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # what a decomposition says of infinities
+        text = f"The merged numbers of `{stack.name}` are too large to be decomposed. Lower the weights."
+        raise AdapterInvalid(text, code="nonfinite_weights", param="sources") from None
 
 
 def find(method: str) -> Method:

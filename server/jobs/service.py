@@ -62,6 +62,7 @@ class Jobs:
         self._queue: deque[Job] = deque()
         self._filled = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
+        self._unwanted: set[str] = set()  # ids of jobs that are being cancelled
         self._current: tuple[Job, asyncio.Task[None]] | None = None
         self._settling = False  # the result is being stored, or the end told
 
@@ -85,7 +86,8 @@ class Jobs:
     async def submit(self, tenant: str, kind: str, order: Mapping[str, Any], key: str) -> Job:
         """A new job, or the unfinished one of the same kind and key. Raises Overloaded, NotReady, StoreUnavailable."""
         for job in self._jobs.values():
-            if (job.tenant, job.kind, job.key) == (tenant, kind, key) and not job.ended.is_set():
+            is_wanted = not job.ended.is_set() and job.id not in self._unwanted
+            if is_wanted and (job.tenant, job.kind, job.key) == (tenant, kind, key):
                 return job
         if self._loop is None:
             raise NotReady("The server is stopping and takes no jobs. Send this one elsewhere, or again.")
@@ -101,7 +103,10 @@ class Jobs:
         except asyncio.CancelledError:  # whoever sent it has gone; another may wait for it already
             self._enqueue(job)
             raise
-        self._enqueue(job)
+        if job.id in self._unwanted:
+            await self._end(job, "cancelled", error=_cancelled())
+        else:
+            self._enqueue(job)
         return job
 
     def counts(self) -> dict[tuple[str, str], int]:
@@ -131,13 +136,15 @@ class Jobs:
     async def cancel(self, tenant: str, job_id: str) -> Job:
         """Ends a job that is queued or at work; one whose result is being stored, or finished, is left as it is."""
         job = self.get(tenant, job_id)
+        is_current = self._current is not None and self._current[0] is job
+        if not job.ended.is_set() and not (is_current and self._settling):
+            self._unwanted.add(job_id)
         if job in self._queue:
             self._queue.remove(job)
             await self._end(job, "cancelled", error=_cancelled())
-        elif self._current is not None and self._current[0] is job:
-            if not self._settling:
-                self._current[1].cancel()
-            await job.ended.wait()
+        elif self._current is not None and is_current and not self._settling:
+            self._current[1].cancel()
+        await job.ended.wait()
         return job
 
     async def _run(self) -> None:
@@ -146,11 +153,16 @@ class Jobs:
                 self._filled.clear()
                 await self._filled.wait()
             job = self._queue.popleft()
+            if job.id in self._unwanted:
+                await self._end(job, "cancelled", error=_cancelled())
+                continue
             self._settling = False
             task = asyncio.create_task(self._one(job), name=f"job-{job.id}")
             self._current = job, task
             try:
                 await asyncio.wait({task})
+                if not job.ended.is_set():  # cancelled before its first step
+                    await self._end(job, "cancelled", error=_cancelled())
             finally:
                 self._current = None
                 task.cancel()
@@ -208,6 +220,7 @@ class Jobs:
     ) -> None:
         await self._remove_note(job)
         job.end(state, result, error)
+        self._unwanted.discard(job.id)
         self._forget()
         facts = {"job": job.id, "kind": job.kind, "state": state, "code": error.code if error else None}
         log.info("job_ended", extra=facts)

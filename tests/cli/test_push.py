@@ -43,9 +43,7 @@ def test_other_content_needs_replace(polyrank: Polyrank, fake: FakeServer, folde
     other = peft_folder(tmp_path / "other", b"other")
     refused = polyrank("push", "a", other)
     assert refused.code == 1
-    assert (
-        refused.err == "error: a holds other content. (adapter_exists); --replace makes your folder the next version\n"
-    )
+    assert refused.err == "error: a holds other content. (adapter_exists); --replace makes this the next version\n"
     assert len(fake.versions["a"]) == 1
     replaced = polyrank("push", "a", other, "--replace")
     assert replaced.code == 0

@@ -104,6 +104,42 @@ async def test_cancelling(tmp_path: Path) -> None:
         assert not any(folder.exists() for folder in kind.folders)
 
 
+async def test_cancelled_before_its_first_step_it_ends(tmp_path: Path) -> None:
+    at = place(tmp_path)
+    async with running(FakeKind(), FakeWork(held=True), at) as jobs:
+        for turns in range(6):  # how far the queue has come when the cancelling begins
+            job = await submit(jobs, turns)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            ended = await asyncio.gather(*(asyncio.wait_for(jobs.cancel("public", job.id), 30) for _ in range(2)))
+            assert [each.state for each in ended] == ["cancelled", "cancelled"]
+        assert at.notes.all() == {}
+
+
+async def test_cancelled_while_it_is_noted_it_ends(tmp_path: Path) -> None:
+    kind, at = FakeKind(), place(tmp_path)
+    async with running(kind, FakeWork(), at) as jobs:
+        submitting = asyncio.create_task(submit(jobs, 1))
+        await asyncio.sleep(0)  # as far as the note, which another thread writes
+        job = await asyncio.wait_for(jobs.cancel("public", jobs.list("public")[0].id), 30)
+        assert await submitting is job
+        assert (job.state, kind.done, at.notes.all()) == ("cancelled", [], {})
+
+
+async def test_what_is_being_cancelled_is_not_given_to_others(tmp_path: Path) -> None:
+    work = FakeWork(held=True)
+    async with running(FakeKind(), work, place(tmp_path)) as jobs:
+        first = await submit(jobs, 1)
+        await work.begun.wait()
+        cancelling = asyncio.create_task(jobs.cancel("public", first.id))
+        await asyncio.sleep(0)
+        second = await submit(jobs, 1)
+        assert second is not first
+        work.go.set()
+        await asyncio.wait_for(second.ended.wait(), 30)
+        assert ((await cancelling).state, second.state) == ("cancelled", "done")
+
+
 async def test_what_is_being_stored_is_not_cancelled(tmp_path: Path) -> None:
     kind = FakeKind()
     kind.may_finish.clear()

@@ -11,6 +11,7 @@ from adapters_store.formats.tuner_config import bad
 from adapters_store.forms import LowRank
 
 MAX_BASES = 4096  # of each factor: every one costs as many random numbers as the factor has entries
+MAX_DRAWS = 1 << 32  # random numbers of one adapter; rank 64 with 1024 bases on Llama-3.1-8B's linears takes 3.3e9
 _BLOCK = 1 << 22  # random numbers made at once
 _ALPHA, _BETA = "nola_alpha", "nola_beta"
 
@@ -47,10 +48,19 @@ def _forms(target: Target) -> list[LowRank]:
 
     The authors seed once for each module, so modules of one shape have one set of bases, which is made once for all.
     """
+    target.file.once("nola draws", lambda: _bound_draws(target))
     alike = [other for other in target.file.targets if _key(other) == _key(target)]
     made = target.file.once(f"nola {_key(target)}", lambda: _factors(target.file, alike))
     a, b = made[alike.index(target)]
     return [LowRank(a, b, torch.full((len(a),), target.file.config.nola_c / len(a), dtype=torch.float32))]
+
+
+def _bound_draws(target: Target) -> None:
+    """Whatever the coefficients' counts are, a load draws its bases within half a minute of one core."""
+    keys = {_key(other) for other in target.file.targets}
+    draws = sum(rank * (alpha * inputs + beta * outputs) for inputs, outputs, rank, alpha, beta in keys)
+    if draws > MAX_DRAWS:
+        target.refuse(f"and the others need {draws} random numbers; the limit is {MAX_DRAWS}", "adapter_too_large")
 
 
 def _key(target: Target) -> tuple[int, ...]:

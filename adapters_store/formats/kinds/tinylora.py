@@ -53,9 +53,10 @@ def _common(file: AdapterFile) -> Shapes:
 def _shapes(target: Target) -> Shapes:
     config, file = target.file.config, target.file
     rank = min(config.r, target.inputs, target.outputs)
-    if config.u * rank * rank * 4 > file.limits.form_bytes:
+    if config.u * rank * rank * 4 * len(file.modules) > file.limits.form_bytes:
+        need = f"`u` {config.u} and rank {rank} need random matrices for {len(file.modules)} modules"
         raise AdapterInvalid(
-            f"`u` {config.u} and rank {rank} need random matrices beyond the limit of {file.limits.form_bytes} bytes.",
+            f"{need} beyond the limit of {file.limits.form_bytes} bytes.",
             code="adapter_too_large",
             param="u",
         )

@@ -14,6 +14,7 @@ from peft import LoraConfig
 
 from adapters_store.errors import AdapterInvalid
 from adapters_store.formats.peft_config import PeftConfig, parse
+from adapters_store.formats.tuner_config import read_fields
 from tests.adapters_store.support import config
 
 LIMIT = 256 << 10
@@ -211,3 +212,13 @@ def test_what_peft_writes_without_a_task_type_is_accepted() -> None:
     """Many real adapters carry it; the class it names is the base's own."""
     mapping = {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama.modeling_llama"}
     assert parse(json.dumps(config(task_type=None, auto_mapping=mapping)).encode(), LIMIT).auto_mapping == mapping
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['"lora_alpha": 1e308', '"r": 1' + "0" * 400, '"alpha_pattern": {"q_proj": -1e31}', '"x": [[2e30]]'],
+)
+def test_numbers_that_no_scale_can_be_made_of_are_refused(text: str) -> None:
+    with pytest.raises(AdapterInvalid, match="number beyond") as caught:
+        read_fields(b'{"peft_type": "LOHA", ' + text.encode() + b"}", LIMIT)
+    assert (caught.value.code, caught.value.param) == ("bad_config", text.split('"')[1])

@@ -306,3 +306,13 @@ def test_progress_is_told() -> None:
     told: list[float] = []
     merge(sources(), "cat", {}, SPECS, told.append)
     assert told == pytest.approx([1 / 3, 2 / 3, 1.0])
+
+
+@pytest.mark.parametrize("method", ["svd", "ties_svd", "dare_linear_svd", "magnitude_prune_svd"])
+def test_what_overflows_is_refused(method: str) -> None:
+    huge = LowRank(torch.full((2, 24), 3e38), torch.full((40, 2), 3e38), torch.ones(2))
+    given = [Source({"wide": (huge,)}, 1.0), source(2, 1, names=["wide"])]
+    told = {"rank": 2, **({"mode": "peft_exact"} if method == "svd" else {})}
+    with pytest.raises(AdapterInvalid) as caught:
+        merge(given, method, told, SPECS)
+    assert caught.value.code == "nonfinite_weights"

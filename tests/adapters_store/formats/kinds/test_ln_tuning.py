@@ -8,6 +8,7 @@ from peft import LNTuningConfig
 
 from adapters_store.formats.kinds import ln_tuning
 from tests.adapters_store.formats.kinds.support import check, check_damage, check_fields, refused, trained
+from tests.support.models import tiny_model
 
 TARGETS = {
     "llama": ["input_layernorm", "norm"],
@@ -26,6 +27,8 @@ def config(architecture: str) -> LNTuningConfig:
 def test_equals_peft(tmp_path: Path, architecture: str) -> None:
     found = check(architecture, config(architecture), tmp_path)
     assert (found.kind, found.forms) == ("ln_tuning", ("output_scale",))
+    names = [name.rpartition(".")[2] for name, _ in tiny_model(architecture).named_modules()]
+    assert found.modules["matched"] == sum(name in TARGETS[architecture] for name in names)
 
 
 def test_damage_is_refused(tmp_path: Path) -> None:

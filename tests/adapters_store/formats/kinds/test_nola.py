@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from adapters_store.errors import AdapterInvalid
+from adapters_store.formats.kinds import nola
 from adapters_store.formats.kinds.nola import MAX_BASES
 from adapters_store.limits import Limits
 from tests.adapters_store.formats.kinds.outside import (
@@ -92,3 +94,13 @@ def test_too_many_bases_are_refused(tmp_path: Path) -> None:
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:
     check_refusals(FIELDS, tmp_path, make)
+
+
+def test_random_numbers_are_bounded_over_all_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the counts of coefficients differ."""
+    monkeypatch.setattr(nola, "MAX_DRAWS", 1000)
+    base = tiny_model("llama")
+    write(base, "llama", FIELDS, tmp_path, make)
+    with pytest.raises(AdapterInvalid, match="random numbers") as caught:
+        imported(tmp_path, base)
+    assert caught.value.code == "adapter_too_large"

@@ -67,7 +67,7 @@ def test_numbers_that_mean_nothing_are_refused(tmp_path: Path, changes: dict[str
 
 def test_random_matrices_beyond_the_limit_are_not_drawn(tmp_path: Path) -> None:
     base, _ = trained("llama", config("llama", u=1000, save_projection=False), tmp_path)
-    with pytest.raises(Exception, match="random matrices beyond the limit") as caught:
+    with pytest.raises(Exception, match="random matrices for 9 modules beyond the limit") as caught:
         imported(tmp_path, base, Limits(form_bytes=30_000))
     assert caught.value.code == "adapter_too_large"  # type: ignore[attr-defined]
 
