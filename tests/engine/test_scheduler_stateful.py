@@ -238,7 +238,9 @@ def test_the_machine_finds_a_wrong_token() -> None:
 
 def test_the_machine_finds_a_key_that_forgets_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     """With keys of tokens alone, the second request reads the first one's keys and values, of another adapter."""
-    monkeypatch.setattr("tests.engine.support.PrefixKeys", lambda base, adapters, salt, size: Keys(base, (), "", size))
+    monkeypatch.setattr(
+        "server.engine.sequence.PrefixKeys", lambda base, adapters, salt, size: Keys(base, (), "", size)
+    )
     traffic = machine()
     traffic.arrive(0, 9, [], [("u", 1.0)], 1, "t", None)
     traffic.engine.run()
