@@ -5,13 +5,13 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import torch
 
 from tests.adapters_store.formats.kinds.support import trained
+from tests.support.greedy import greedy
 from tests.support.models import save_tiny
 from tests.support.peft_kinds import IDS, TARGETS, TEXT, change, config, kinds
 from tests.support.server_process import ServerProcess
@@ -37,7 +37,8 @@ def test_one_batch_of_every_kind(architecture: str, tmp_path: Path) -> None:
     every, expected = kinds(architecture), {}
     for number, kind in enumerate(every):
         _, adapted = trained(architecture, config(kind, architecture), tmp_path / kind, seed=number, change=change)
-        expected[kind] = _greedy(adapted, {"task_ids": torch.tensor([0])} if kind == "poly" else {})
+        further = {"task_ids": torch.tensor([0])} if kind == "poly" else {}
+        expected[kind] = Answer(*greedy(adapted, IDS, NEW_TOKENS, **further))
     assert len({tuple(answer.tokens) for answer in expected.values()}) > 0.9 * len(every), "the kinds hardly differ"
     model = save_tiny(tmp_path / "base", architecture)
     with ServerProcess(str(model), tmp_path / "store", *OPTIONS, log=tmp_path / "log") as server:
@@ -50,17 +51,6 @@ def test_one_batch_of_every_kind(architecture: str, tmp_path: Path) -> None:
     ended = min(answer.last for answer in together.values())
     at_once = sum(answer.first < ended for answer in together.values())
     assert at_once >= TOGETHER[architecture], f"only {at_once} requests ran at once"
-
-
-def _greedy(model: Any, further: dict[str, Any]) -> Answer:
-    tokens, answer = list(IDS), Answer()
-    with torch.inference_mode():
-        for _ in range(NEW_TOKENS):
-            logits = model(input_ids=torch.tensor([tokens]), use_cache=False, **further).logits[0, -1]
-            tokens.append(int(logits.argmax()))
-            answer.logprobs.append(float(logits.log_softmax(-1).max()))
-    answer.tokens = tokens[len(IDS) :]
-    return answer
 
 
 def _compare(found: dict[str, Answer], expected: dict[str, Answer]) -> None:

@@ -13,6 +13,7 @@ from server.engine.request import GenerationRequest, SamplingParams, WeightedAda
 from tests.e2e.world import World, build_world
 from tests.support import smora
 from tests.support.driver import CoreDriver, tokens
+from tests.support.greedy import greedy
 from tests.support.models import VOCABULARY, tiny_model
 from tests.support.server_process import ServerProcess
 
@@ -39,7 +40,7 @@ class Oracle:
         if adapters and adapters[0][0] in LORAS:
             return self.world.oracle.greedy(prompt, adapters, NEW_TOKENS)[0]
         model = smora.adapted(self.base, *((self.folders[name], weight) for name, weight in adapters))
-        return smora.greedy(model, prompt, NEW_TOKENS)
+        return greedy(model, prompt, NEW_TOKENS)[0]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +99,3 @@ def _adding(tensors: Tensors, stem: str, config: dict[str, Any], weight: float) 
         return y + weight * torch.stack(rows).view(y.shape)
 
     return add
-
-
-@torch.inference_mode()
-def greedy(model: Any, prompt: Sequence[int], new_tokens: int) -> list[int]:
-    """The prefix is recomputed for each token."""
-    tokens = list(prompt)
-    for _ in range(new_tokens):
-        tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
-    return tokens[len(prompt) :]
