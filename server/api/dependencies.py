@@ -7,15 +7,25 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from server.access.key import PUBLIC, SCOPES, Scope
 from server.api.services import Services
 from server.errors import Overloaded
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. One public tenant until keys exist."""
+    """Who asks, fixed for the request. Without keys everybody is the public tenant and may do all.
 
-    tenant: str = "public"
+    tenant: whose adapters the caller has beside the public ones, and where it writes; key_id: of its API key, which may
+    be told to its owner, or None without keys; scopes: what it may do; rate_limit, token_limit: requests and tokens
+    that the key is granted, as `Rate.parse` reads them (`60/minute`), or None.
+    """
+
+    tenant: str = PUBLIC
+    key_id: str | None = None
+    scopes: frozenset[Scope] = SCOPES
+    rate_limit: str | None = None
+    token_limit: str | None = None
 
 
 def services_of(request: Request) -> Services:

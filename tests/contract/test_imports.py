@@ -50,6 +50,7 @@ RULES = (
         ("server.api",),
         ours=(
             "server.api",
+            "server.access.key",
             "server.errors",
             "server.metrics",
             "server.jobs.job",

@@ -1,0 +1,1 @@
+"""Who may use the server: API keys, what each may do, and the record of what was changed."""
