@@ -12,6 +12,7 @@ from torch import nn
 from kernels import dispatch
 from server.model.base import BaseModel
 from server.model.compiled import LayerCode, install
+from server.model.decoder_layers import decoder_layers
 from server.model.default_model import cache_root
 from server.model.step_context import StepContext
 
@@ -89,7 +90,7 @@ class BackgroundCompiler:
         # Before Inductor is imported, which else starts a pool of processes at once. One compiler at a time leaves the
         # other cores to the requests that are served meanwhile.
         torch._inductor.config.compile_threads = 1
-        from server.model.compile import compile_layers, decoder_layers
+        from server.model.compile import compile_layers
 
         return decoder_layers(self._base), compile_layers(self._base, self._context, self._progress, self._threads)
 

@@ -1,6 +1,7 @@
 """Runs a scheduled batch through the model: flat tensors in, chosen tokens out."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from server.engine.decode_graphs import DecodeGraphs
 from server.engine.decode_inputs import DecodeStep
 from server.engine.sampler import Sampled, candidates, sample
 from server.model.base import BaseModel
+from server.model.decoder_layers import watch_last
 from server.model.prepare import forward
 from server.model.step_context import AttentionMetadata, StepContext
 from server.model.virtual_tokens import VirtualRows
@@ -53,9 +55,13 @@ class ModelRunner:
         """Compute a batch; per entry the chosen token, or None if its prompt is not complete yet."""
         rows = _layout(batch)
         slots = [self._adapters.slot(d) for d in {d for entry in batch.entries for d in entry.sequence.digests}]
-        logits = self._decode(batch, rows, slots)
+        watched = [row for row in rows if row.entry.samples and row.entry.sequence.request.hidden_probe is not None]
+        logits = None if watched else self._decode(batch, rows, slots)
         if logits is None:
-            logits = self._forward(batch, rows, slots)
+            watching: AbstractContextManager[list[torch.Tensor]] = nullcontext([])
+            with watch_last(self._base) if watched else watching as hidden:
+                logits = self._forward(batch, rows, slots)
+            _show_hidden(watched, hidden)
         for row in rows:
             _record_prompt_logprobs(row, logits)
             _show_prompt_logits(row, logits)
@@ -201,3 +207,11 @@ def _show_prompt_logits(row: _Rows, logits: torch.Tensor) -> None:
         end = min(entry.start + entry.count, sequence.num_prompt)
         for position in range(max(entry.start, sequence.num_virtual), end):
             probe(position - sequence.num_virtual, logits[row.logits[position - entry.start]])
+
+
+def _show_hidden(rows: list[_Rows], hidden: list[torch.Tensor]) -> None:
+    """hidden: of the step's one forward pass, [T, hidden size]."""
+    for row in rows:
+        sequence, probe = row.entry.sequence, row.entry.sequence.request.hidden_probe
+        if probe is not None:
+            probe(sequence.num_output, hidden[0][row.first + row.entry.count - 1])

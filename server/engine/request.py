@@ -85,7 +85,9 @@ class GenerationRequest:
 
     add_special_tokens: false for text that a chat template has already completed. probe: is called on the engine's
     thread with each position of the prompt and its logits (a float32 tensor [vocabulary] that is not the caller's to
-    keep), again after a preemption; it must not fail.
+    keep), again after a preemption; it must not fail. hidden_probe: likewise with how many tokens have been generated
+    and what the last decoder layer, before the final norm, gives at the last position ([hidden size], of the model's
+    dtype), once for each token that is then chosen; what is computed again after a failure is shown again.
     """
 
     request_id: str
@@ -95,6 +97,7 @@ class GenerationRequest:
     tenant: str = "public"
     add_special_tokens: bool = True
     probe: Callable[[int, Any], None] | None = None
+    hidden_probe: Callable[[int, Any], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

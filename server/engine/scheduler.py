@@ -144,10 +144,10 @@ class Scheduler:
 
         Blocks for the whole sequence are taken at once: prompts admitted on a first chunk alone would preempt
         each other later. The last token is always computed, for its logits; all of them when the prompt's
-        log probabilities are asked for.
+        log probabilities or hidden states are asked for.
         """
         tokens = sequence.tokens
-        reusable = 0 if sequence.wants_prompt_logits else len(tokens) - 1
+        reusable = 0 if sequence.computes_all else len(tokens) - 1
         cached = self.blocks.match(sequence.keys.upto(tokens, reusable))
         missing = self._blocks_for(len(tokens)) - len(cached)
         headroom = len(self.running)  # a block for each running sequence's next tokens

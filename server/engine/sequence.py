@@ -67,5 +67,11 @@ class Sequence:
 
     @property
     def wants_prompt_logits(self) -> bool:
-        """Whether every position of the prompt must be computed, cached or not."""
+        """Whether the logits of every position of the prompt are asked for."""
         return self.wants_prompt_logprobs or self.request.probe is not None
+
+    @property
+    def computes_all(self) -> bool:
+        """Whether every position must be computed, cached or not: hidden states are not to depend on who came before,
+        by as much as a last bit."""
+        return self.wants_prompt_logits or self.request.hidden_probe is not None

@@ -20,6 +20,7 @@ from kernels import dispatch
 from server.model.base import BaseModel
 from server.model.compile_probe import LONG, SHORT, Probe, check_compiled
 from server.model.compiled import Code, CompiledLayer, LayerCode, modules_inside, named_tensors
+from server.model.decoder_layers import decoder_layers
 from server.model.errors import CompileError
 from server.model.layer_groups import group_products
 from server.model.layer_trace import LayerCall, Traced, token_axes, trace
@@ -53,6 +54,8 @@ def compile_layers(
         raise CompileError("the kernels of this device run in plain torch, which cannot be compiled")
     twin, own = _twin(base, context)
     layers = decoder_layers(twin)
+    if not layers:
+        raise CompileError("it has no list of decoder layers")
     probe = Probe(twin, own, context)
     seen = _watch(layers, probe)
     progress()
@@ -67,16 +70,6 @@ def compile_layers(
         codes.append(kinds[kind])
     _check(twin, layers, probe, codes)
     return codes
-
-
-def decoder_layers(base: BaseModel) -> list[nn.Module]:
-    """The list of modules that each hold one layer's attention; raises CompileError if there is none."""
-    for module in base.model.modules():
-        if not isinstance(module, nn.ModuleList) or len(module) != base.num_layers:
-            continue
-        if all(any(hasattr(part, "layer_idx") for part in layer.modules()) for layer in module):
-            return list(module)
-    raise CompileError("it has no list of decoder layers")
 
 
 def _twin(base: BaseModel, context: StepContext) -> tuple[BaseModel, StepContext]:

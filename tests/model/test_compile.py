@@ -13,6 +13,7 @@ from server.engine.background_compiler import BackgroundCompiler
 from server.model import compile as compiling
 from server.model.base import BaseModel
 from server.model.compile_probe import Probe, check_compiled
+from server.model.decoder_layers import decoder_layers
 from server.model.errors import CompileError
 from server.model.loader import describe
 from server.model.prepare import prepare_model
@@ -74,7 +75,7 @@ def test_the_twin_shares_the_weights_and_leaves_the_model_alone(monkeypatch: pyt
 def test_layers_of_two_windows_are_two_kinds() -> None:
     base, context = prepared("gemma2")
     twin, own = compiling._twin(base, context)
-    layers = compiling.decoder_layers(twin)
+    layers = decoder_layers(twin)
     seen = compiling._watch(layers, Probe(twin, own, context))
     first, second, third = (compiling._kind(layer, one) for layer, one in zip(layers, seen, strict=True))
     assert first == third
