@@ -51,6 +51,7 @@ from server.replicas.teller import Notices
 from server.serving import serve
 from server.settings import Settings, is_loopback
 from server.trials import Trials
+from server.weight_finder import WeightFinder
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     metrics = Metrics()
     metrics.watch_store(registry.catalogue, engine.stats, engine.held)
     metrics.watch_uses(engine.take_uses)
-    merger = Merger(registry, replaced)
+    merger = Merger(registry, replaced, WeightFinder(engine))
     jobs = Jobs({merge.KIND: merger}, _jobs_place(settings, store))
     metrics.watch_jobs(jobs.counts)
     made = (engine, registry, intake, compressor, replicas, metrics, api_settings, drain)

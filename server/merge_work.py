@@ -15,14 +15,20 @@ from adapters_store.forms import Form, LowRank, ModuleSpec
 from adapters_store.merging.lego import Clusters
 from adapters_store.merging.methods import Progress, merge
 from adapters_store.merging.parts import Source
+from adapters_store.merging.search import Found
 
 _PARTS = ("a", "b", "d", "bias")
 _BASE = "base.json"
 
 
-def write_base(folder: Path, modules: Mapping[str, ModuleSpec], rslora: bool) -> None:
-    """In the server: what the work must know beside the sources. rslora: of the first one's PEFT config."""
-    told = {"rslora": rslora, "modules": {name: asdict(spec) for name, spec in modules.items()}}
+def write_base(folder: Path, modules: Mapping[str, ModuleSpec], rslora: bool, found: Found | None = None) -> None:
+    """In the server: what the work must know beside the sources. rslora: of the first one's PEFT config; found: of a
+    search, weights in place of those of the order."""
+    told = {
+        "rslora": rslora,
+        "found": asdict(found) if found else None,
+        "modules": {name: asdict(spec) for name, spec in modules.items()},
+    }
     (folder / _BASE).write_text(json.dumps(told))
 
 
@@ -38,19 +44,22 @@ def run(folder: Path, order: Mapping[str, Any], progress: Progress) -> dict[str,
     """
     base = json.loads((folder / _BASE).read_text())
     specs = {name: ModuleSpec(**spec) for name, spec in base["modules"].items()}
+    found = base["found"]
+    weights = found["weights"] if found else [source["weight"] for source in order["sources"]]
     sources = [
         Source(
             _Stored(safe_open(_source_file(folder, index), framework="pt")),
-            source["weight"],
+            weight,
             base["rslora"] and index == 0,
         )
-        for index, source in enumerate(order["sources"])
+        for index, weight in enumerate(weights)
     ]
     merged = merge(sources, order["method"], order["parameters"], specs, progress, order["max_rank"])
     forms = {name: form for name, (form,) in merged.modules.items() if isinstance(form, LowRank)}
     tensors.write(folder / FORMS_FILE, _named(forms))
     clusters = {name: _told(found) for name, found in merged.clusters.items()}
-    return {"facts": facts(merged.modules), "matched": len(forms), "clusters": clusters}
+    told = {"facts": facts(merged.modules), "matched": len(forms), "clusters": clusters}
+    return told | ({"found": found} if found else {})
 
 
 class _Stored(Mapping[str, tuple[Form, ...]]):

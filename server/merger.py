@@ -15,11 +15,15 @@ from adapters_store.formats.peft import CONFIG_FILE, KIND
 from adapters_store.info import AdapterInfo, AdapterRef
 from adapters_store.merging import methods, parameters
 from adapters_store.merging.parts import low_rank
+from adapters_store.merging.search import Found
 from adapters_store.registry import AdapterRegistry
 from server import merge_work
+from server.weight_finder import WeightFinder
 
 ALGORITHM = 1  # to be raised when a method's result changes: recipes of before then give other digests
 Replaced = Callable[[str, str, int], Awaitable[None]]
+SEARCHED = "weight_search"
+SEARCH_SHARE = 0.9  # of such a job's progress
 MERGEABLE = frozenset({"low_rank", "shared_basis"})
 
 
@@ -41,9 +45,10 @@ class Merger:
 
     module = merge_work.__name__
 
-    def __init__(self, registry: AdapterRegistry, replaced: Replaced) -> None:
+    def __init__(self, registry: AdapterRegistry, replaced: Replaced, finder: WeightFinder) -> None:
         self._registry = registry
         self._replaced = replaced
+        self._finder = finder
 
     def plan(
         self,
@@ -65,11 +70,14 @@ class Merger:
         """
         registry = self._registry
         names.check_name(name, *registry.base.names)
+        if method == SEARCHED and any(weight != 1.0 for _, weight in sources):
+            raise AdapterInvalid(f"`{SEARCHED}` finds the weights: give none.", code="bad_parameter", param="sources")
         told = parameters.parse(methods.find(method).parameters, method, given).model_dump(exclude_none=True)
         infos = [registry.info(f"sha256:{source.digest}", source.tenant) for source, _ in sources]
         for info in infos:
             _check_mergeable(info)
-        ranks = sum(info.rank.max for info in infos) if method == "cat" else told.get("rank", 0)
+        is_sum = method == "cat" or (method == SEARCHED and "rank" not in told)
+        ranks = sum(info.rank.max for info in infos) if is_sum else told.get("rank", 0)
         if ranks > registry.limits.max_rank:
             limit = f"the server's limit of {registry.limits.max_rank} (`--max-rank`)"
             raise AdapterInvalid(f"The result's rank, {ranks}, is above {limit}.", code="rank_limit", param="rank")
@@ -89,20 +97,27 @@ class Merger:
         order = {"name": name, "if_match": if_match, "replace": replace, "recipe": recipe, **what}
         return Plan({**order, "max_rank": registry.limits.max_rank}, recipe, stored)
 
-    async def prepare(self, tenant: str, order: Mapping[str, Any], folder: Path) -> None:
-        """One adapter in memory at a time."""
+    async def prepare(
+        self, tenant: str, order: Mapping[str, Any], folder: Path, progress: Callable[[float], None]
+    ) -> None:
+        """One adapter in memory at a time; of a search, the weights are found first, by the engine."""
+        found: Found | None = None
+        if order["method"] == SEARCHED:
+            digests = [source["digest"] for source in order["sources"]]
+            told = order["parameters"]
+            found = await self._finder.find(digests, told, tenant, lambda done: progress(SEARCH_SHARE * done))
         for index, source in enumerate(order["sources"]):
             await asyncio.to_thread(self._write, index, source["digest"], folder)
         exact = order["parameters"].get("mode") == "peft_exact"
         rslora = exact and await asyncio.to_thread(self._uses_rslora, order["sources"][0]["digest"], tenant)
-        await asyncio.to_thread(merge_work.write_base, folder, self._registry.base.modules, rslora)
+        await asyncio.to_thread(merge_work.write_base, folder, self._registry.base.modules, rslora, found)
 
     async def finish(
         self, tenant: str, order: Mapping[str, Any], folder: Path, told: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The result: `name`, `version`, `digest` and `new`, which is false where it was current already."""
         made = FormFiles({FORMS_FILE: folder / FORMS_FILE}, told["facts"], told["matched"])
-        provenance = {key: order[key] for key in ("method", "parameters", "sources", "recipe")}
+        provenance = {key: order[key] for key in ("method", "parameters", "sources", "recipe")} | _searched(order, told)
         fields = {"kind": KIND, "warnings": [], "provenance": {"type": "merge", **provenance}}
         fields |= {"clusters": told["clusters"]} if told["clusters"] else {}
         info, created = await asyncio.to_thread(
@@ -133,6 +148,20 @@ class Merger:
     def _uses_rslora(self, digest: str, tenant: str) -> bool:
         _, pieces = self._registry.open_file(f"sha256:{digest}", CONFIG_FILE, tenant)
         return bool(json.loads(b"".join(pieces)).get("use_rslora"))
+
+
+def _searched(order: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a search: the weights that it found, their loss, and the examples by digest, for they may be long."""
+    if "found" not in told:
+        return {}
+    found, examples = told["found"], order["parameters"]["examples"]
+    pairs = zip(order["sources"], found["weights"], strict=True)
+    short = {"count": len(examples), "sha256": canonical.digest(canonical.dump(examples))}
+    return {
+        "sources": [{**source, "weight": weight} for source, weight in pairs],
+        "loss": found["loss"],
+        "parameters": {**order["parameters"], "examples": short},
+    }
 
 
 def _check_mergeable(info: AdapterInfo) -> None:

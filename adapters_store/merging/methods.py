@@ -140,7 +140,7 @@ def _svd(stack: Stack, told: parameters.Svd) -> Made:
     return corrected.clamped(corrected.summed(stack, told.rank), told.clamp)
 
 
-def _task_arithmetic(stack: Stack, told: parameters.TaskArithmetic) -> Made:
+def _task_arithmetic(stack: Stack, told: parameters.TaskArithmetic | parameters.WeightSearch) -> Made:
     return corrected.concatenated(stack) if told.rank is None else corrected.summed(stack, told.rank)
 
 
@@ -205,4 +205,6 @@ METHODS: Mapping[str, Method] = {
     "tsv": Method(parameters.Truncated, _tsv),
     "core_space": Method(parameters.Subspace, _core_space),
     "iso_c": Method(parameters.Truncated, _iso_c),
+    # Whoever merges has had the sources' weights found before (`search.WeightSearch`): that needs a model.
+    "weight_search": Method(parameters.WeightSearch, _task_arithmetic),
 }

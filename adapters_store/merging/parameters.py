@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import TypedDict
 
 from adapters_store.errors import AdapterInvalid
 from adapters_store.merging.operators import Majority, Operator
 
 Mode = Literal["corrected", "peft_exact"]
 MAX_RANK = 2**16
+MAX_EXAMPLES = 64
+MAX_EXAMPLE = 8192  # characters of a prompt or an answer
 Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 Density = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -133,6 +136,23 @@ class Truncated(Parameters):
     """rank: of the result; see the method for its default."""
 
     rank: Rank | None = None
+
+
+class Example(TypedDict):
+    """A labelled example: the answer should follow the prompt."""
+
+    prompt: Annotated[str, Field(min_length=1, max_length=MAX_EXAMPLE)]
+    answer: Annotated[str, Field(min_length=1, max_length=MAX_EXAMPLE)]
+
+
+class WeightSearch(Parameters):
+    """examples: few and labelled, whose loss the weights are to lower; iterations: sets of weights that are tried;
+    rank: by default the sum of the sources' ranks, which is exact."""
+
+    examples: Annotated[list[Example], Field(min_length=1, max_length=MAX_EXAMPLES)]
+    iterations: Annotated[int, Field(ge=1, le=500)] = 40
+    rank: Rank | None = None
+    seed: Seed = 0
 
 
 def parse(model: type[Parameters], method: str, given: Mapping[str, Any]) -> Parameters:

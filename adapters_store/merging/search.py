@@ -1,65 +1,60 @@
 """Weights for a merge by trial, without gradients, as LoRAHub (arXiv 2307.13269) finds them on a few examples."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from adapters_store.forms import Form, ModuleSpec
-from adapters_store.merging.methods import merge
-from adapters_store.merging.parts import Source
-
-Loss = Callable[[Mapping[str, tuple[Form, ...]]], float]
 BOUND = 1.5  # of a weight, as in LoRAHub
 REGULARISATION = 0.05  # times the sum of the weights' magnitudes, as in LoRAHub
 FIRST_STEP = 0.5
+ONE_FIFTH = 1.5**-0.25  # one success in five trials keeps the step
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """weights: in the order of the sources; loss: of the merged adapter, without regularisation; modules: its forms."""
+    """weights: one for each source, -1.5 to 1.5; loss: of the adapter merged with them, without regularisation."""
 
     weights: tuple[float, ...]
     loss: float
-    modules: Mapping[str, tuple[Form, ...]]
 
 
-def weight_search(
-    sources: Sequence[Source],
-    loss: Loss,
-    specs: Mapping[str, ModuleSpec],
-    *,
-    method: str = "linear",
-    given: Mapping[str, Any] | None = None,
-    iterations: int = 40,
-    seed: int = 0,
-) -> Found:
-    """The weights, -1.5 to 1.5, whose merge has the least loss found in `iterations` merges, the first of all zeros.
+class WeightSearch:
+    """A (1+1) evolution strategy with the one-fifth rule: `ask` for weights, `tell` the loss of the sum they make.
 
-    loss: of merged modules on a few labelled examples, any unit, lower is better; the sources' own weights are not
-    looked at. A (1+1) evolution strategy with the one-fifth rule stands for LoRAHub's NGOpt: with so few dimensions and
-    trials it needs no more. The same seed and loss give the same weights.
+    It stands for LoRAHub's NGOpt: with so few dimensions and trials it needs no more. The first weights are all zeros.
+    The same seed and the same losses give the same weights.
     """
-    generator = torch.Generator().manual_seed(seed)
 
-    def tried(weights: torch.Tensor) -> tuple[float, Found]:
-        each = tuple(weights.tolist())
-        weighted = [replace(source, weight=weight) for source, weight in zip(sources, each, strict=True)]
-        modules = merge(weighted, method, given or {}, specs).modules
-        value = loss(modules)
-        return value + REGULARISATION * float(weights.abs().sum()), Found(each, value, modules)
+    def __init__(self, count: int, seed: int = 0) -> None:
+        """count: of sources."""
+        self._generator = torch.Generator().manual_seed(seed)
+        self._at = torch.zeros(count, dtype=torch.float64)
+        self._asked = self._at
+        self._step = FIRST_STEP
+        self._least = float("inf")
+        self._best: Found | None = None
 
-    at = torch.zeros(len(sources), dtype=torch.float64)
-    least, best = tried(at)
-    step = FIRST_STEP
-    for _ in range(iterations - 1):
-        away = torch.randn(len(sources), generator=generator, dtype=torch.float64)
-        there = (at + step * away).clamp(-BOUND, BOUND)
-        value, found = tried(there)
-        if value < least:
-            at, least, best = there, value, found
-            step *= 1.5
+    @property
+    def best(self) -> Found:
+        """What had the least loss, regularised, so far. Raises ValueError before the first `tell`."""
+        if self._best is None:
+            raise ValueError("nothing has been tried yet")
+        return self._best
+
+    def ask(self) -> tuple[float, ...]:
+        """The weights to try next; to be answered by `tell` before it is called again."""
+        if self._best is not None:
+            away = torch.randn(len(self._at), generator=self._generator, dtype=torch.float64)
+            self._asked = (self._at + self._step * away).clamp(-BOUND, BOUND)
+        return tuple(self._asked.tolist())
+
+    def tell(self, loss: float) -> None:
+        """loss: of what `ask` gave, lower is better, any unit; infinite or NaN for what cannot be used at all."""
+        value = loss + REGULARISATION * float(self._asked.abs().sum())
+        first = self._best is None
+        if first or value < self._least:
+            self._at, self._least = self._asked, value if value == value else float("inf")
+            self._best = Found(tuple(self._asked.tolist()), loss)
+            self._step *= 1.0 if first else 1.5
         else:
-            step *= 1.5**-0.25  # one success in five trials keeps the step
-    return best
+            self._step *= ONE_FIFTH

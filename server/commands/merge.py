@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -30,7 +31,8 @@ From = Annotated[
 ]
 Rank = Annotated[int | None, typer.Option(min=1, help="Rank of the result, for methods that take one.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any parameter of the method; repeat it.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the method, or KEY=@FILE of JSON; repeat it."),
 ]
 Replace = Annotated[bool, typer.Option("--replace", help="Make it the next version if the name holds other content.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for the new version; Ctrl-C cancels the job.")]
@@ -110,11 +112,20 @@ def _source(text: str) -> dict[str, Any]:
 
 
 def _parameter(text: str) -> tuple[str, Any]:
-    """`density=0.3` as a number, `norm=l2` as a text: JSON where it is some."""
+    """`density=0.3` as a number, `norm=l2` as a text: JSON where it is some; `examples=@FILE`: JSON of a file."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UsageError(f"{text!r} is no KEY=VALUE", param_hint="--set")
+    if value.startswith("@"):
+        return key, _json_file(Path(value[1:]))
     try:
         return key, json.loads(value)
     except ValueError:
         return key, value
+
+
+def _json_file(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{str(path)!r} cannot be read as JSON: {error}", param_hint="--set") from None

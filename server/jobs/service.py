@@ -22,7 +22,8 @@ MAX_QUEUED = 64
 HISTORY = 256  # finished jobs that are still told of
 MAX_ATTEMPTS = 3  # then a job is suspected of killing the server
 PREPARED, WORKED = 0.05, 0.95  # of the progress
-Work = Callable[[str, Path, Mapping[str, Any], Callable[[float], None]], Awaitable[dict[str, Any]]]
+Progress = Callable[[float], None]
+Work = Callable[[str, Path, Mapping[str, Any], Progress], Awaitable[dict[str, Any]]]
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,9 @@ class Kind(Protocol):
 
     module: str
 
-    async def prepare(self, tenant: str, order: Mapping[str, Any], folder: Path) -> None:
-        """Puts into the folder what the work needs. Raises CodedError."""
+    async def prepare(self, tenant: str, order: Mapping[str, Any], folder: Path, progress: Progress) -> None:
+        """Puts into the folder what the work needs. progress: for what takes long, the share of the whole job that is
+        done; the work takes the rest. Raises CodedError."""
 
     async def finish(
         self, tenant: str, order: Mapping[str, Any], folder: Path, told: Mapping[str, Any]
@@ -205,13 +207,18 @@ class Jobs:
         job.state, job.attempts = "running", job.attempts + 1
         await asyncio.to_thread(self._note, job)
 
-        def progress(done: float) -> None:
-            job.progress = PREPARED + (WORKED - PREPARED) * min(max(done, 0.0), 1.0)
+        def prepared(done: float) -> None:
+            job.progress = min(max(done, job.progress), WORKED)
 
         with folders.job_folder(self._place.room) as folder:
-            await kind.prepare(job.tenant, job.order, folder)
-            progress(0.0)
-            told = await self._work(kind.module, folder, job.order, progress)
+            await kind.prepare(job.tenant, job.order, folder, prepared)
+            prepared(PREPARED)
+            begun = job.progress
+
+            def worked(done: float) -> None:
+                job.progress = begun + (WORKED - begun) * min(max(done, 0.0), 1.0)
+
+            told = await self._work(kind.module, folder, job.order, worked)
             self._settling = True
             return await kind.finish(job.tenant, job.order, folder, told)
 

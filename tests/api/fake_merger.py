@@ -11,7 +11,7 @@ from adapters_store.errors import CodedError
 from adapters_store.info import AdapterInfo, AdapterRef
 from adapters_store.notes import Notes
 from adapters_store.objects import Objects
-from server.jobs.service import Jobs, Place
+from server.jobs.service import Jobs, Place, Progress
 from server.merger import Plan
 from tests.api.fake_registry import FakeRegistry
 
@@ -46,7 +46,7 @@ class FakeMerger:
             raise self.refuse
         return Plan({"name": name}, f"{method}{told}{given}", self.stored)
 
-    async def prepare(self, tenant: str, order: Mapping[str, Any], folder: Path) -> None:
+    async def prepare(self, tenant: str, order: Mapping[str, Any], folder: Path, progress: Progress) -> None:
         if self.failure is not None:
             raise self.failure
 

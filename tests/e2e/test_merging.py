@@ -53,6 +53,19 @@ class Service:
         answer = self.client.post("/generate", json={"inputs": PROMPT, "parameters": parameters, **body})
         return [token["id"] for token in answer.json()["details"]["tokens"]]
 
+    def loss(self, examples: list[dict[str, str]], adapters: tuple[tuple[str, float], ...]) -> float:
+        """What PEFT says of the answers' tokens, in nats each."""
+        found: list[float] = []
+        for example in examples:
+            prompt, answer = (
+                self.client.post("/tokenize", json={"prompt": example[part], "add_special_tokens": part == "prompt"})
+                for part in ("prompt", "answer")
+            )
+            tokens, start = prompt.json()["tokens"] + answer.json()["tokens"], len(prompt.json()["tokens"])
+            rows = self.oracle.logprobs(tokens, adapters)
+            found += [float(rows[at - 1, tokens[at]]) for at in range(start, len(tokens))]
+        return -sum(found) / len(found)
+
     def ended(self, job_id: str) -> dict[str, Any]:
         while True:
             job: dict[str, Any] = self.client.get(f"/jobs/{job_id}").json()
@@ -127,6 +140,49 @@ def test_peft_exact_knows_the_first_config(service: Service) -> None:
         exact[name] = weights[f"{found}B.weight"] @ weights[f"{found}A.weight"]
     ratio = exact["first"].norm() / exact["second"].norm()
     assert abs(float(ratio) - 2.0) < 1e-4
+
+
+def test_a_search_finds_weights_that_make_the_examples_likelier(service: Service) -> None:
+    """The examples are what one source answers; losses are PEFT's."""
+    examples = []
+    for prompt in ("one base model", "many adapters", "one batch"):
+        told = {"inputs": prompt, "parameters": {"max_new_tokens": 8, "ignore_eos": True}}
+        text = service.client.post("/generate?adapter=other", json=told).json()["generated_text"]
+        examples.append({"prompt": prompt, "answer": text})
+    sources = [{"adapter": "plain"}, {"adapter": "other"}]
+    body: dict[str, Any] = {"name": "found", "method": "weight_search", "sources": sources}
+    body["parameters"] = {"examples": examples, "iterations": 30}
+    made = service.made(body)
+    told = made["provenance"]
+    weights = [source["weight"] for source in told["sources"]]
+    assert told["parameters"]["examples"]["count"] == 3
+    zero = body | {"name": "zero", "parameters": {"examples": examples, "iterations": 1}}
+    base = service.made(zero)["provenance"]["loss"]
+    assert told["loss"] < base
+    assert abs(base - service.loss(examples, ())) < 1e-4
+    assert abs(told["loss"] - service.loss(examples, (("plain", weights[0]), ("other", weights[1])))) < 1e-4
+    assert service.made(body | {"name": "again-found"})["digest"] == made["digest"]
+    swapped = service.loss(examples, (("plain", weights[1]), ("other", weights[0])))
+    assert abs(told["loss"] - swapped) > 1e-3
+
+
+def test_refusals_of_a_search(service: Service) -> None:
+    examples = [{"prompt": "one base", "answer": " model"}]
+    body: dict[str, Any] = {"name": "no", "method": "weight_search", "sources": [{"adapter": "plain"}]}
+    changes: tuple[dict[str, Any], ...] = (
+        {"parameters": {}},
+        {"parameters": {"examples": [{"prompt": "a"}]}},
+        {"parameters": {"examples": [{"prompt": "a", "answer": ""}]}},
+        {"parameters": {"examples": examples * 65}},
+        {"parameters": {"examples": examples}, "sources": [{"adapter": "plain", "weight": 0.5}]},
+    )
+    for change in changes:
+        service.refused(body | change, 422, "bad_parameter")
+    twice = body | {"parameters": {"examples": examples, "rank": 4}, "sources": body["sources"] * 2}
+    service.refused(twice, 422, "bad_parameter", wait=True)
+    long = {"examples": [{"prompt": "one " * 2000, "answer": "a"}], "rank": 4}
+    service.refused(body | {"parameters": long}, 400, "context_length_exceeded", wait=True)
+    assert service.client.get("/adapters/no").status_code == 404
 
 
 def test_refusals(service: Service) -> None:

@@ -10,7 +10,7 @@ from obstore.store import MemoryStore
 from adapters_store.bucket import Bucket
 from adapters_store.notes import Notes
 from adapters_store.objects import Objects
-from server.jobs.service import Jobs, Place
+from server.jobs.service import Jobs, Place, Progress
 
 PATIENCE = 30  # seconds until a test that hangs is failed; no test waits for it
 
@@ -27,10 +27,12 @@ class FakeKind:
         self.may_finish = asyncio.Event()
         self.may_finish.set()
         self.done: list[Any] = []
+        self.prepared = 0.0  # told as progress by `prepare`
 
-    async def prepare(self, tenant: str, order: Mapping[str, Any], folder: Path) -> None:
+    async def prepare(self, tenant: str, order: Mapping[str, Any], folder: Path, progress: Progress) -> None:
         self.folders.append(folder)
         (folder / "given").write_text(str(order["x"]))
+        progress(self.prepared)
         if "prepare" in self.failure:
             raise self.failure["prepare"]
 

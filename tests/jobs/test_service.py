@@ -51,6 +51,15 @@ async def test_a_job_from_queue_to_result(tmp_path: Path) -> None:
     assert not kind.folders[0].exists()
 
 
+async def test_what_preparing_takes_of_the_progress_the_work_has_not(tmp_path: Path) -> None:
+    kind, work = FakeKind(), FakeWork(held=True)
+    kind.prepared = 0.9
+    async with running(kind, work, place(tmp_path)) as jobs:
+        job = await submit(jobs, 1)
+        await work.begun.wait()
+        assert 0.9 < job.progress < 0.95  # the work has told that half of it is done
+
+
 async def test_one_at_a_time_in_order(tmp_path: Path) -> None:
     kind, work = FakeKind(), FakeWork()
     async with running(kind, work, place(tmp_path)) as jobs:

@@ -44,7 +44,7 @@ async def merge(
     Other content under the name needs `If-Match: "<digest>"` or `?replace=true`. The same recipe gives the same digest:
     where it is current already, the job is done at once. Methods: lego, linear, cat, svd, task_arithmetic, ties,
     dare_linear, dare_ties, magnitude_prune, ties_svd, dare_linear_svd, dare_ties_svd, magnitude_prune_svd, knots, tsv,
-    core_space, iso_c.
+    core_space, iso_c, weight_search (finds the weights that make the answers of `examples` likeliest).
     """
     await services.replicas.ensure(body.name, caller.tenant)
     sources = [(await resolve(services, caller, each.adapter, "sources"), each.weight) for each in body.sources]
