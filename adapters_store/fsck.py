@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from adapters_store.errors import AdapterCorrupt, AdapterNotFound
-from adapters_store.log import Located, Log, blob_key, manifest_key
+from adapters_store.log import ADAPTERS, Located, Log, blob_key, manifest_key
 from adapters_store.records import UNREADABLE, Blob
 
 Progress = Callable[[int, int | None], None]  # bytes read, bytes in all
@@ -14,7 +14,8 @@ Progress = Callable[[int, int | None], None]  # bytes read, bytes in all
 @dataclass(frozen=True, slots=True)
 class Problem:
     """code: `record_damaged`, `version_gap`, `manifest_missing`, `manifest_damaged`, `manifest_differs`,
-    `blob_missing` or `blob_damaged`; where: `tenant/name@version`, of the first version that shows it.
+    `blob_missing` or `blob_damaged`; where: `tenant/name@version`, of the first version that shows it; before a
+    generator's stands `generators/`.
     """
 
     code: str
@@ -41,7 +42,7 @@ def check(log: Log, progress: Progress = lambda done, total: None) -> Report:
     Raises StoreUnavailable if the store cannot be read.
     """
     sizes = log.sizes()
-    located = log.records()
+    located = log.all_records()
     report = Report(versions=len(located))
     _check_versions(located, report)
     manifests = {item.record.manifest: item for item in reversed(located) if item.record.manifest is not None}
@@ -60,16 +61,17 @@ def check(log: Log, progress: Progress = lambda done, total: None) -> Report:
 
 
 def _check_versions(located: list[Located], report: Report) -> None:
-    versions: dict[tuple[str, str], list[int]] = defaultdict(list)
+    names: dict[tuple[str, str, str], list[Located]] = defaultdict(list)
     for item in located:
-        versions[item.tenant, item.name].append(item.record.version)
+        names[item.space, item.tenant, item.name].append(item)
         if item.record.event == UNREADABLE:
             _tell(report, "record_damaged", item, "the record cannot be read; upload the adapter again")
-    for (tenant, name), found in versions.items():
-        missing = sorted(set(range(1, max(found))) - set(found))
+    for items in names.values():
+        found = {item.record.version for item in items}
+        missing = sorted(set(range(1, max(found))) - found)
         if missing:
             text = f"version {missing[0]} is missing" + (f", and {len(missing) - 1} more" if missing[1:] else "")
-            report.problems.append(Problem("version_gap", f"{tenant}/{name}@{max(found)}", text))
+            _tell(report, "version_gap", max(items, key=lambda item: item.record.version), text)
 
 
 def _check_manifest(log: Log, digest: str, item: Located, sizes: dict[str, int], report: Report) -> None:
@@ -98,4 +100,5 @@ def _check_blob(log: Log, blob: Blob, item: Located, sizes: dict[str, int], repo
 
 
 def _tell(report: Report, code: str, item: Located, message: str) -> None:
-    report.problems.append(Problem(code, f"{item.tenant}/{item.name}@{item.record.version}", message))
+    space = "" if item.space == ADAPTERS else f"{item.space}/"
+    report.problems.append(Problem(code, f"{space}{item.tenant}/{item.name}@{item.record.version}", message))

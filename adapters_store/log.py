@@ -2,7 +2,8 @@
 
     blobs/sha256/<digest>                 a file as it was uploaded
     manifests/sha256/<digest>.json        what an adapter is; its digest is the adapter's
-    names/<tenant>/<name>/<version>.json  version n of a name; created only if absent, which commits it
+    names/<tenant>/<name>/<version>.json  version n of an adapter's name; created only if absent, which commits it
+    generators/<tenant>/...               the same for generators, whose names are no adapters'
     jobs/<id>.json                        work that is not finished yet (`Notes`)
     store.json                            in a bucket only: proof that nothing there is created twice
 
@@ -30,7 +31,8 @@ from adapters_store.objects import Objects
 from adapters_store.records import Blob, Record
 
 READERS = 32  # parallel reads while the index is built; each waits for the network on a remote store
-_KEY = re.compile(r"names/(?P<tenant>[^/]+)/(?P<name>[^/]+)/(?P<version>[1-9][0-9]{0,9})\.json")
+ADAPTERS, GENERATORS = "names", "generators"  # spaces of names
+_KEY = re.compile(r"(?P<space>names|generators)/(?P<tenant>[^/]+)/(?P<name>[^/]+)/(?P<version>[1-9][0-9]{0,9})\.json")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -41,13 +43,19 @@ class Located:
     tenant: str
     name: str
     record: Record
+    space: str = ADAPTERS
 
 
 class Log:
-    """Thread-safe; several processes may share one store."""
+    """Thread-safe; several processes may share one store. space: whose names are read and written."""
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: Objects, space: str = ADAPTERS) -> None:
         self._objects = objects
+        self._space = space
+
+    def of(self, space: str) -> "Log":
+        """The log of another space over the same files."""
+        return Log(self._objects, space)
 
     @property
     def staging(self) -> Path:
@@ -81,7 +89,7 @@ class Log:
         if data is not None and digest is not None:
             objects[manifest_key(digest)] = data
         line = records.encode(version, event, manifest, digest, proof)
-        if not self._objects.publish(objects, (f"names/{tenant}/{name}/{version}.json", line)):
+        if not self._objects.publish(objects, (f"{self._space}/{tenant}/{name}/{version}.json", line)):
             return None
         return records.decode(name, version, line)
 
@@ -92,19 +100,23 @@ class Log:
         self._objects.publish({**objects, manifest_key(canonical.digest(data)): data})
 
     def records(self, known: Callable[[str, str], int] = lambda tenant, name: 0) -> list[Located]:
-        """Every record of the store, each name's in order: one listing, then the records in parallel.
+        """Every record of the space, each name's in order: one listing, then the records in parallel.
 
         known: the version of a tenant's name up to which records are left out.
         """
-        keys = [key for key in self._objects.sizes("names/") if _above(key, known)]
+        keys = [key for key in self._objects.sizes(f"{self._space}/") if _above(key, known)]
         shares = [keys[start::READERS] for start in range(READERS)]  # a task for each of 10,000 keys cost 0.4 s
         with ThreadPoolExecutor(READERS) as pool:
             found = pool.map(lambda share: [self._locate(key) for key in share], shares)
             return sorted((item for items in found for item in items if item), key=lambda item: item.record.version)
 
+    def all_records(self) -> list[Located]:
+        """Every record of every space: whatever a file may belong to."""
+        return [item for space in (ADAPTERS, GENERATORS) for item in self.of(space).records()]
+
     def records_of(self, tenant: str, name: str, after: int = 0) -> list[Record]:
         """The versions of one name above `after`, in order."""
-        prefix = f"names/{tenant}/{name}/"
+        prefix = f"{self._space}/{tenant}/{name}/"
         versions = {int(found["version"]): key for key in self._objects.sizes(prefix) if (found := _KEY.fullmatch(key))}
         located = (self._locate(versions[version]) for version in sorted(versions) if version > after)
         return [item.record for item in located if item]
@@ -155,7 +167,7 @@ class Log:
 
     def empty(self) -> bool:
         """Whether there is no record and no file: a store that was never written to, or no store at all."""
-        return not any(self._objects.sizes(prefix) for prefix in ("names/", "blobs/", "manifests/"))
+        return not any(self._objects.sizes(prefix) for prefix in ("names/", "generators/", "blobs/", "manifests/"))
 
     def unreferenced(self, before: datetime) -> dict[str, Stored]:
         """The blobs and manifests that no version of any name has, and that were written before this time.
@@ -165,7 +177,7 @@ class Log:
         """
         # The records come second: what is committed between the two listings is then seen as referenced.
         found = {**self._objects.listing("blobs/"), **self._objects.listing("manifests/")}
-        for record in (item.record for item in self.records()):
+        for record in (item.record for item in self.all_records()):
             if record.event == records.UNREADABLE:
                 raise AdapterCorrupt("A record cannot be read, so what it names is not known; see `polyrank fsck`.")
             if record.manifest is not None:
@@ -192,7 +204,7 @@ class Log:
             if not isinstance(failure, AdapterCorrupt):
                 raise failure from error
             record = records.unreadable(name, version)
-        return Located(found["tenant"], name, record)
+        return Located(found["tenant"], name, record, found["space"])
 
 
 def _above(key: str, known: Callable[[str, str], int]) -> bool:

@@ -25,15 +25,15 @@ class Reference:
     digest: str | None = None
 
 
-def check_name(name: str, *base_names: str) -> None:
-    """Raises AdapterInvalid `bad_name`; any name that passes is also a safe path segment."""
+def check_name(name: str, *base_names: str, what: str = "adapter") -> None:
+    """Raises AdapterInvalid `bad_name`; any name that passes is also a safe path segment. what: is to be named."""
     if not _NAME.fullmatch(name):
         problem = f"must match {NAME}"
     elif name in _RESERVED or name in {each.lower() for each in base_names}:
         problem = "means the base model"
     else:
         return
-    raise AdapterInvalid(f"The adapter name `{shorten(name)}` {problem}.", code="bad_name", param="name")
+    raise AdapterInvalid(f"The {what} name `{shorten(name)}` {problem}.", code="bad_name", param="name")
 
 
 def require_name(reference: str) -> None:

@@ -35,7 +35,8 @@ class Blob:
 class Record:
     """A version of a name. It repeats the manifest's summary, so that a listing reads no manifest.
 
-    manifest: digest, or None for a tombstone or an unreadable record; info: what `AdapterInfo` shows.
+    manifest: digest, or None for a tombstone or an unreadable record; info: what `AdapterInfo` shows; generator: what
+    else is told of a generator.
     """
 
     version: int
@@ -43,6 +44,7 @@ class Record:
     manifest: str | None
     info: AdapterInfo
     blobs: Mapping[str, Blob]
+    generator: Mapping[str, Any] | None = None
 
     @property
     def deleted(self) -> bool:
@@ -79,12 +81,13 @@ _SUMMARY = (
     "compression",
     "warnings",
 )
+GENERATOR = "generator"  # in a generator's manifest
 WHERE_ANY = ("knobs", "virtual_tokens", "invocation")  # manifests without them lack the key
 
 
 def _summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
     told = {key: manifest[key] for key in _SUMMARY}
-    return told | {key: manifest[key] for key in WHERE_ANY if key in manifest}
+    return told | {key: manifest[key] for key in (*WHERE_ANY, GENERATOR) if key in manifest}
 
 
 def decode(name: str, version: int, data: bytes) -> Record:
@@ -96,7 +99,8 @@ def decode(name: str, version: int, data: bytes) -> Record:
             return unreadable(name, version)
         blobs = {key: Blob(value["digest"], value["size"]) for key, value in fields["blobs"].items()}
         info = _info(name, version, fields)
-        return Record(version, fields["event"], fields["manifest"], info, blobs)
+        generator = (fields["summary"] or {}).get(GENERATOR)
+        return Record(version, fields["event"], fields["manifest"], info, blobs, generator)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return unreadable(name, version)
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from adapters_store.generators import Generators
 from adapters_store.local import Disk, LocalObjects
 from adapters_store.log import Log
 from adapters_store.registry import AdapterRegistry
@@ -27,12 +28,20 @@ def make(registry: AdapterRegistry, _: Path) -> None:
     registry.add_forms("legal", weights.modules, "compress", TOLD, replace=True)
 
 
+def generators(registry: AdapterRegistry) -> Generators:
+    return Generators(registry._log, BASE)
+
+
 CHANGES: dict[str, Callable[[AdapterRegistry, Path], object]] = {
     "upload": lambda registry, files: registry.add("new", *write(files, factors(3))),
     "replace": lambda registry, files: registry.add("legal", *write(files, factors(3)), replace=True),
     "delete": lambda registry, files: registry.delete("legal"),
     "make": make,
     "rollback": lambda registry, files: registry.rollback("legal", 1),
+    "generator": lambda registry, files: generators(registry).add(
+        "icm", files / "generator-1", "train", {}, replace=True
+    ),
+    "forget": lambda registry, _: generators(registry).delete("icm"),
 }
 DIED = 9
 Loss = tuple[Path, Callable[[], object]]  # what must be synced, and what happens if it is not

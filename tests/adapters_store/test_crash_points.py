@@ -10,9 +10,10 @@ import pytest
 
 from adapters_store.errors import AdapterNotFound
 from adapters_store.fsck import check
-from adapters_store.log import open_store
+from adapters_store.log import GENERATORS, open_store
 from adapters_store.registry import AdapterRegistry
-from tests.adapters_store.crasher import CHANGES
+from tests.adapters_store.crasher import CHANGES, generators
+from tests.adapters_store.generator_support import write_generator
 from tests.adapters_store.support import BASE, factors, write
 
 Crasher = subprocess.Popen[str]
@@ -31,11 +32,13 @@ def crasher() -> Iterator[Crasher]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store where `legal` has two versions."""
+    """A store where `legal` has two versions and `icm` one, and the file of another generator."""
     folder = tmp_path_factory.mktemp("prepared")
     registry = AdapterRegistry(open_store(str(folder / "store")), BASE)
     for seed in (1, 2):
         registry.add("legal", *write(folder / "files", factors(seed)), replace=True)
+    first, _ = [write_generator(folder / "files", seed) for seed in (0, 1)]
+    generators(registry).add("icm", first, "train", {})
     return folder
 
 
@@ -64,6 +67,10 @@ def restart(folder: Path) -> tuple[AdapterRegistry, History]:
             histories[name] = []
     for info in registry.list()[0]:
         assert registry.load(info.digest).modules
+    histories["icm"] = [str(record.manifest) for record in log.of(GENERATORS).records_of("public", "icm")]
+    kept = generators(registry)
+    for found in kept.list()[0]:
+        assert kept.load(found).tasks
     return registry, histories
 
 
@@ -90,7 +97,10 @@ def test_a_crash_at_every_call(crasher: Crasher, prepared: Path, tmp_path: Path,
             CHANGES[name](registry, folder / "files")  # said again, it is made
             assert restart(folder)[1] == after
         shutil.rmtree(folder)
-    assert len(made) >= {"upload": 20, "replace": 20, "delete": 6, "make": 15, "rollback": 10}[name]
+    assert (
+        len(made)
+        >= {"upload": 20, "replace": 20, "delete": 6, "make": 15, "rollback": 10, "generator": 15, "forget": 6}[name]
+    )
     assert made == sorted(made)  # one call is the commit
     if when == "lost":
         assert made[-1]  # and the last sync acknowledges it
