@@ -37,7 +37,8 @@ from server.engine.compute_threads import in_passing
 from server.engine.limits import EngineLimits
 from server.intake import Intake
 from server.jobs.service import Jobs, Place
-from server.loading import ending_at_once
+from server.loading import ending_at_once, leave
+from server.loop_watch import LoopWatch
 from server.merger import Merger
 from server.metrics import Metrics
 from server.model.errors import ModelLoadError
@@ -100,7 +101,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     services = Services(*made, merger=merger, jobs=jobs)
     # A bucket would be read from end to end by every server that starts: there, files are verified as they are used.
     verified = None if is_remote(settings.store) else registry
-    return create_api(services, lifespan=_lifespan(engine, replicas, jobs, verified))
+    return create_api(services, lifespan=_lifespan(metrics, engine, replicas, jobs, verified))
 
 
 def run(settings: Settings) -> None:
@@ -111,6 +112,7 @@ def run(settings: Settings) -> None:
     with ending_at_once():  # until uvicorn has its own handlers in place
         app = in_passing(lambda: create_app(settings, drain))
         serve(app, drain, settings.host, settings.port, settings.drain_seconds)
+    leave()
 
 
 def preload(registry: AdapterRegistry, folder: Path) -> None:
@@ -131,11 +133,13 @@ def preload(registry: AdapterRegistry, folder: Path) -> None:
 
 
 def _lifespan(
-    engine: AsyncEngine, replicas: Replicas, jobs: Jobs, verified: AdapterRegistry | None
+    metrics: Metrics, engine: AsyncEngine, replicas: Replicas, jobs: Jobs, verified: AdapterRegistry | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         stopping = threading.Event()
+        watch = LoopWatch(metrics.loop_lag)
+        watch.start()
         engine.start()
         replicas.start()
         await jobs.start()
@@ -145,6 +149,7 @@ def _lifespan(
             yield
         finally:
             stopping.set()
+            watch.stop()
             try:
                 await jobs.stop()
                 await asyncio.to_thread(replicas.stop)
@@ -226,4 +231,5 @@ def _limits(settings: Settings) -> EngineLimits:
         max_queued=settings.max_queued,
         max_context=settings.max_context,
         max_rank=settings.max_rank,
+        stuck_seconds=settings.stuck_seconds,
     )

@@ -56,6 +56,19 @@ class NotReady(CodedError):
     retry_after = 2.0
 
 
+class EngineStopped(NotReady):
+    """The engine has ended, with its server or by a fault (503)."""
+
+    code = "engine_stopped"
+
+
+class EngineStuck(NotReady):
+    """The engine makes no step (503)."""
+
+    code = "engine_stuck"
+    retry_after = 10.0
+
+
 class EngineFailure(CodedError):
     """The engine could not finish this request (500)."""
 

@@ -154,6 +154,12 @@ class Settings(BaseSettings):
     drain_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = _option(
         30, "After SIGTERM or Ctrl-C, time for running requests to finish; new ones get 503.", "SECONDS"
     )
+    stuck_seconds: Annotated[float, Field(ge=1, le=86400, allow_inf_nan=False)] = _option(
+        120,
+        "A step that takes longer (the first: five times) counts as stuck: `/health` says 503 and requests end with "
+        "`engine_stuck`; after a quarter of it `/ready` says 503.",
+        "SECONDS",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = _option(
         "info", "Least weight of a line in the log.", "debug|info|warning|error"
     )

@@ -66,6 +66,7 @@ OVERVIEW = Dashboard(
             [Query(mean("polyrank_step_seconds", "kind"), "{{kind}}")],
             "s",
         ),
+        Panel("Event loop", "How late it runs what is due", quantiles("polyrank_event_loop_lag_seconds"), "s"),
         Panel(
             "KV cache",
             "Share of the blocks that requests hold",

@@ -34,7 +34,15 @@ ERROR_TYPES = {
 }
 RETRYABLE = frozenset(
     {
-        *("overloaded", "not_ready", "engine_failure", "request_aborted", "unhealthy"),
+        *(
+            "overloaded",
+            "not_ready",
+            "engine_failure",
+            "request_aborted",
+            "unhealthy",
+            "engine_stopped",
+            "engine_stuck",
+        ),
         *("store_unavailable", "store_denied", "store_not_found"),
     }
 )

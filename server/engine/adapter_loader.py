@@ -12,7 +12,7 @@ from adapters_store.forms import AdapterWeights
 from adapters_store.histogram import Histogram
 from server.engine.host_cache import HostCache
 from server.engine.packing import PackedAdapter
-from server.errors import EngineFailure
+from server.errors import EngineFailure, EngineStopped
 
 FORGET_SECONDS = 10.0  # a failed reading is no reason against a prefetch for longer
 FAILURES_KEPT = 1000
@@ -161,7 +161,7 @@ class AdapterLoader:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise EngineFailure("The engine is stopping.", code="engine_stopped")
+            raise EngineStopped("The engine is stopping.")
 
     def _forget(self, digest: str) -> None:
         with self._lock:

@@ -4,26 +4,29 @@ import asyncio
 import logging
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from adapters_store.errors import CodedError
 from server.engine.activation import check_alone, num_virtual_tokens
 from server.engine.answer import Answer
 from server.engine.compute_threads import ComputeThreads
 from server.engine.core import EngineCore, Outputs
 from server.engine.grammar import GrammarCompiler
-from server.engine.request import FinishReason, GenerationRequest, SamplingParams, StepOutput
+from server.engine.limits import STUCK_SECONDS
+from server.engine.liveness import Liveness
+from server.engine.prompt_check import bounded, room_for
+from server.engine.request import FinishReason, GenerationRequest, StepOutput
 from server.engine.sequence import Sequence
 from server.engine.status import AdapterUse, EngineInfo, EngineStats, ExpertLoad, Residency
 from server.engine.tokenizer import Tokenizer
-from server.errors import ContextTooLong, EngineFailure, InvalidRequest, NotReady, Overloaded
+from server.errors import EngineStopped, EngineStuck, InvalidRequest, Overloaded
 
 LONG_TEXT = 2_000  # characters; from here on tokenising (about 1 us each) goes to a thread
-STUCK_SECONDS = 30.0  # without a step while there is work: not ready
-DEAD_SECONDS = 120.0  # the same: not healthy
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +74,13 @@ class AsyncEngine:
     """
 
     def __init__(
-        self, core: EngineCore, tokenizer: Tokenizer, grammars: GrammarCompiler, info: EngineInfo, eos: tuple[int, ...]
+        self,
+        core: EngineCore,
+        tokenizer: Tokenizer,
+        grammars: GrammarCompiler,
+        info: EngineInfo,
+        eos: tuple[int, ...],
+        stuck_seconds: float = STUCK_SECONDS,
     ) -> None:
         self.info = info
         self.tokenizer = tokenizer
@@ -89,6 +98,8 @@ class AsyncEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threads = ComputeThreads()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._liveness = Liveness(core, stuck_seconds)
+        self._watch: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Start the engine thread; call it on the event loop that will submit.
@@ -97,12 +108,15 @@ class AsyncEngine:
         """
         self._loop = asyncio.get_running_loop()
         self._thread.start()
+        self._watch = self._loop.create_task(self._liveness.watch(self._thread, self._give_up), name="engine-watch")
         self._threads.confine_others()
         self._core.start()
 
     async def stop(self) -> None:
         """Stop after the current step; requests still running end with an error."""
         self._stopping = True
+        if self._watch is not None:
+            self._watch.cancel()
         self.notify()
         try:
             await asyncio.to_thread(self._thread.join)
@@ -121,10 +135,10 @@ class AsyncEngine:
     async def submit(self, request: GenerationRequest) -> GenerationStream:
         """Tokenise and queue a request.
 
-        Raises InvalidRequest, ContextTooLong, Overloaded or NotReady; then nothing is left of the request.
+        Raises InvalidRequest, ContextTooLong, Overloaded, EngineStopped or EngineStuck; then nothing is left of the
+        request.
         """
-        if self._stopping or self._failed:
-            raise NotReady("The engine is not running.")
+        self._check_running()
         if request.request_id in self._streams or request.request_id in self._leaving:
             raise InvalidRequest("A request with this id is running.", code="duplicate_request_id")
         self.check_capacity()
@@ -154,7 +168,8 @@ class AsyncEngine:
         compiler = self._core.compiler
         return replace(
             self._core.stats,
-            seconds_since_step=self._core.seconds_since_step(),
+            up=self.healthy(),
+            seconds_since_step=self._liveness.seconds(),
             compiling=compiler is not None and compiler.running,
             layers_compiled=compiler is not None and compiler.ready,
             oldest_waiting_seconds=self._core.oldest_waiting_seconds(),
@@ -198,11 +213,12 @@ class AsyncEngine:
         self._post(lambda: self._core.discard(digest))
 
     def healthy(self) -> bool:
-        """False if the engine thread is gone or has not stepped for minutes with work to do."""
-        return self._thread.is_alive() and not self._failed and self._core.seconds_since_step() < DEAD_SECONDS
+        """False if the engine thread is gone or stuck."""
+        return self._thread.is_alive() and not self._failed and not self._liveness.stuck()
 
     def ready(self) -> bool:
-        return self.healthy() and not self._stopping and self._core.seconds_since_step() < STUCK_SECONDS
+        """False also while a step takes very long, or the engine ends."""
+        return self.healthy() and not self._stopping and not self._liveness.slow()
 
     def notify(self) -> None:
         """Wake the engine thread (an adapter has arrived, or a request)."""
@@ -213,7 +229,7 @@ class AsyncEngine:
         params, prompt = request.sampling, request.prompt
         check_alone(request.adapters)
         if isinstance(prompt, str):
-            prompt = self._bounded(prompt, params.truncate)
+            prompt = bounded(prompt, params.truncate, self.info, self.tokenizer)
             encode = self.tokenizer.encode
             special = request.add_special_tokens
             long = len(prompt) > LONG_TEXT
@@ -222,7 +238,7 @@ class AsyncEngine:
             tokens = list(prompt)
         if params.truncate is not None:
             tokens = tokens[max(0, len(tokens) - params.truncate) :]
-        max_tokens = self._check(tokens, params, num_virtual_tokens(request.adapters))
+        max_tokens = room_for(tokens, params, num_virtual_tokens(request.adapters), self.info)
         grammar = await asyncio.to_thread(self._grammars.compile, params.grammar) if params.grammar else None
         return Answer(
             Sequence(request, tokens, max_tokens, self.info.fingerprint, self.info.block_size),
@@ -232,48 +248,17 @@ class AsyncEngine:
             grammar=grammar,
         )
 
-    def _bounded(self, text: str, truncate: int | None) -> str:
-        """Refuse (or cut, where the caller truncates) text that has too many characters for its tokens to fit."""
-        if truncate is not None:
-            return text[-truncate * self.tokenizer.longest_token :] if truncate else ""
-        if len(text) > self.info.max_context * self.tokenizer.longest_token:
-            raise ContextTooLong(
-                f"The context is {self.info.max_context} tokens; a prompt of {len(text)} characters has more. "
-                "Shorten it, or pass truncate.",
-                param="prompt",
-            )
-        return text
-
-    def _check(self, tokens: list[int], params: SamplingParams, virtual: int) -> int:
-        """Bounds of the prompt and of every token id; returns how many tokens may be generated.
-
-        virtual: tokens that an adapter puts before the prompt.
-        """
-        limit, max_tokens = self.info.max_context, params.max_tokens
-        named = (*params.logit_bias, *params.stop_token_ids)
-        if any(not 0 <= token < self.info.vocabulary for token in named):
-            raise InvalidRequest(
-                f"Token ids in logit_bias and stop_token_ids must be in 0 to {self.info.vocabulary - 1}.",
-                param="logit_bias" if params.logit_bias else "stop_token_ids",
-            )
-        if not tokens:
-            raise InvalidRequest("The prompt is empty: it has no tokens.", param="prompt")
-        if min(tokens) < 0 or max(tokens) >= self.info.vocabulary:
-            raise InvalidRequest(f"Prompt token ids must be in 0 to {self.info.vocabulary - 1}.", param="prompt")
-        room = limit - virtual - len(tokens)
-        wanted = 1 if max_tokens is None else max_tokens
-        if room < wanted:
-            asked = f" and {wanted} more were asked for" if wanted else ""
-            before = f"the adapter puts {virtual} before the prompt, which has" if virtual else "the prompt has"
-            raise ContextTooLong(
-                f"The context is {limit} tokens; {before} {len(tokens)}{asked}. Shorten the prompt, "
-                "ask for fewer tokens, or pass truncate.",
-                param="max_tokens",
-            )
-        return room if max_tokens is None else max_tokens
+    def _check_running(self) -> None:
+        if self._stopping or self._failed:
+            raise EngineStopped("The engine is not running. Send this request elsewhere, or again after a restart.")
+        if self._liveness.slow():
+            seconds = self._liveness.seconds()
+            raise EngineStuck(f"The engine has made no step for {seconds:.0f} s. Send this request elsewhere.")
 
     def _post(self, command: Callable[[], Outputs]) -> None:
         with self._wake:
+            if not self._inbox:
+                self._liveness.waiting_since = time.monotonic()
             self._inbox.append(command)
             self._wake.notify()
 
@@ -300,8 +285,7 @@ class AsyncEngine:
             loop.call_soon_threadsafe(finish)
             return []
 
-        if self._stopping or self._failed:
-            raise NotReady("The engine is not running.")
+        self._check_running()
         self._post(command)
         await applied
 
@@ -317,9 +301,19 @@ class AsyncEngine:
 
     def _end_all(self) -> None:
         """On the event loop, once the engine thread has ended: no stream may wait for ever."""
-        error = EngineFailure("The engine stopped before this request was finished.", code="engine_stopped")
-        end = StepOutput(finish_reason=FinishReason.ERROR, error=error)
-        self._deliver([(request_id, end) for request_id in list(self._streams)])
+        error = EngineStopped("The engine stopped before this request was finished. Send it elsewhere, or again.")
+        self._deliver([(request_id, _failed(error)) for request_id in list(self._streams)])
+        self._refuse_applying(error)
+
+    def _give_up(self) -> None:
+        """On the event loop, while the engine thread is stuck: nobody waits for it; if it goes on, all are aborted."""
+        error = EngineStuck("The engine is stuck and could not finish this request. Send it elsewhere, or again.")
+        for request_id, stream in list(self._streams.items()):
+            self.abort(request_id)
+            stream.put(_failed(error))
+        self._refuse_applying(error)
+
+    def _refuse_applying(self, error: CodedError) -> None:
         for applied in list(self._applying):
             if not applied.done():
                 applied.set_exception(error)
@@ -331,7 +325,8 @@ class AsyncEngine:
             while not self._stopping:
                 outputs: Outputs = []
                 while self._inbox:
-                    outputs += self._inbox.popleft()()
+                    outputs += self._inbox[0]()
+                    self._carried_out()
                 if self._core.has_work:
                     outputs += self._core.step()
                 self._send(outputs)
@@ -342,6 +337,11 @@ class AsyncEngine:
         finally:
             self._stopping = True
             self._call_on_loop(self._end_all)
+
+    def _carried_out(self) -> None:
+        with self._wake:
+            self._inbox.popleft()
+            self._liveness.waiting_since = time.monotonic() if self._inbox else None
 
     def _rest(self) -> None:
         """Sleep while there is nothing to compute; woken by a request, an adapter that arrived, or the stop."""
@@ -361,3 +361,7 @@ class AsyncEngine:
     def _call_on_loop(self, callback: Callable[[], None]) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(callback)
+
+
+def _failed(error: CodedError) -> StepOutput:
+    return StepOutput(finish_reason=FinishReason.ERROR, error=error)

@@ -114,7 +114,8 @@ def build_engine(
         aliases=base.spec.aliases,
     )
     grammars = GrammarCompiler(base.tokenizer, base.vocabulary, base.eos_token_ids)
-    engine.append(AsyncEngine(core, Tokenizer(base.tokenizer), grammars, info, base.eos_token_ids))
+    parts = (core, Tokenizer(base.tokenizer), grammars, info, base.eos_token_ids)
+    engine.append(AsyncEngine(*parts, stuck_seconds=limits.stuck_seconds))
     return engine[0]
 
 

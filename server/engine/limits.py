@@ -9,6 +9,7 @@ from server.model.errors import ModelLoadError
 from server.model.kv_cache import page_bytes
 
 BLOCK_SIZE = 16  # tokens
+STUCK_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class EngineLimits:
     device_memory: of KV cache and adapters together; kv_cache_memory and adapter_memory are what each of them is sure
     of, and None means no more than those. host_adapter_memory: for adapters out of the device's. kv_cache_dtype None:
     what `server.model.kv_cache.cache_dtype` says. max_rank: of any adapter that `load` gives; GPU kernels make room for
-    it.
+    it. stuck_seconds: see `Liveness`.
     """
 
     kv_cache_memory: int = 1 << 30
@@ -31,6 +32,7 @@ class EngineLimits:
     max_context: int | None = None
     max_rank: int = 256
     kv_cache_dtype: torch.dtype | None = None
+    stuck_seconds: float = STUCK_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

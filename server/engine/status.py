@@ -107,7 +107,8 @@ class EngineStats:
     kv_blocks_lent: int = 0  # to the adapters
     running_adapters: tuple[str, ...] = ()  # digests
     waiting_adapters: tuple[str, ...] = ()
-    seconds_since_step: float = 0.0  # 0 while idle
+    up: bool = True  # false once the engine's thread has ended or is stuck
+    seconds_since_step: float = 0.0  # or since a command was carried out; 0 while idle
     gated_adapters_resident: int = 0  # adapters whose tokens choose their ranks
     expert_entropies: tuple[tuple[str, float], ...] = ()  # of some of them, by digest: how evenly, 0 to 1
     compiling: bool = False  # the layers, in the background

@@ -5,6 +5,7 @@ from typing import Literal
 
 FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5, 10, 20, 40, 80)
 INTER_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
+LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 REQUEST_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -40,7 +41,8 @@ FINISHED = _counter("generations_finished", "Answers by finish reason.", "endpoi
 FIRST_TOKEN = _histogram("time_to_first_token_seconds", "From submit to first token.", "endpoint")
 INTER_TOKEN = _histogram("inter_token_seconds", "Between tokens of one answer.", "endpoint")
 WHOLE = _histogram("generation_seconds", "From submit to the last token.", "endpoint")
-PER_REQUEST = (HTTP_REQUESTS, HTTP_SECONDS, REJECTIONS, REQUESTS, FINISHED, FIRST_TOKEN, INTER_TOKEN, WHOLE)
+LOOP_LAG = _histogram("event_loop_lag_seconds", "How late the event loop ran a callback; asked once a second.")
+PER_REQUEST = (HTTP_REQUESTS, HTTP_SECONDS, REJECTIONS, REQUESTS, FINISHED, FIRST_TOKEN, INTER_TOKEN, WHOLE, LOOP_LAG)
 
 ADAPTER_REQUESTS = _counter("adapter_requests", "Requests that name the adapter.", "adapter")
 ADAPTER_TOKENS = _counter("adapter_tokens", "Tokens computed with the adapter, prompts included.", "adapter")
@@ -64,6 +66,7 @@ ENGINE_GAUGES = {  # field of EngineStats -> its metric
     "kv_blocks_lent": _gauge("kv_blocks_lent", "KV blocks lent to the adapters."),
     "adapters_host": _gauge("adapters_host", "Adapters in host memory, also those in device memory too."),
     "host_bytes_used": _gauge("host_bytes_used", "Bytes of host memory held by adapters."),
+    "up": _gauge("engine_up", "1 while the engine gets on; 0 once its thread has ended or is stuck: `/health` fails."),
     "seconds_since_step": _gauge("seconds_since_step", "Seconds since the engine's last step; 0 while idle."),
     "compiling": _gauge("compiling", "1 while the model's layers are compiled in the background."),
     "layers_compiled": _gauge("layers_compiled", "1 from when the model's layers run compiled."),

@@ -41,6 +41,7 @@ class Metrics:
         self._first = histogram(names.FIRST_TOKEN, names.FIRST_TOKEN_BUCKETS)
         self._inter = histogram(names.INTER_TOKEN, names.INTER_TOKEN_BUCKETS)
         self._whole = histogram(names.WHOLE, names.REQUEST_BUCKETS)
+        self._lag = histogram(names.LOOP_LAG, names.LAG_BUCKETS)
         self._adapters = [counter(name) for name in names.PER_ADAPTER]
         self._labels = BusiestLabels(MAX_ADAPTER_LABELS, self._drop)
         self._take_uses: Callable[[], Mapping[str, AdapterUse]] = dict
@@ -82,6 +83,9 @@ class Metrics:
 
     def rejected(self, code: str) -> None:
         self._rejections.labels(code).inc()
+
+    def loop_lag(self, seconds: float) -> None:
+        self._lag.observe(seconds)
 
     def adapter_used(self, name: str, digest: str) -> None:
         """Count a request of an adapter, and remember its name for the engine's figures: that knows digests only."""

@@ -163,6 +163,32 @@ def test_a_port_that_is_taken_at_the_last_moment_is_exit_code_1() -> None:
     assert (ended.returncode, "address already in use" in ended.stderr) == (1, True)
 
 
+HANGING = """
+import sys, threading, time
+from server import logs
+from server.serving import _LastResort
+logs.configure("info", "text")
+last = _LastResort()
+last.end_by(time.monotonic() + 600)
+last.end_by(time.monotonic() + 0.1)
+threading.Event().wait()
+"""
+
+
+def test_what_hangs_does_not_keep_the_process() -> None:
+    ended = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=300, check=False)
+    assert (ended.returncode, "ended_without_waiting" in ended.stderr) == (0, True)
+
+
+async def test_answers_that_begin_while_draining_end_their_connection(
+    services: Services, client: httpx.AsyncClient
+) -> None:
+    assert "connection" not in (await client.get("/health")).headers
+    services.drain.active = True
+    for path in ("/health", "/ready", "/v1/models"):
+        assert (await client.get(path)).headers.get_list("connection") == ["close"]
+
+
 async def test_only_probes_pass_while_draining(services: Services, client: httpx.AsyncClient) -> None:
     services.drain.active = True
     openai_error(await client.get("/ready"), 503, "not_ready")

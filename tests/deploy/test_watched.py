@@ -56,7 +56,7 @@ def test_every_panel_shows_something_and_every_rule_works(tmp_path_factory: pyte
 
 def _all_evaluated(prometheus: PrometheusServer) -> bool:
     rules = prometheus.rules()
-    assert len(rules) == 20
+    assert len(rules) == 21
     assert not [rule["lastError"] for rule in rules if rule.get("lastError")]
     return all(rule["health"] == "ok" for rule in rules)
 

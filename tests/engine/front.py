@@ -17,6 +17,7 @@ from server.engine.answer import Answer
 from server.engine.async_engine import AsyncEngine, GenerationStream
 from server.engine.batch import ScheduledBatch
 from server.engine.grammar import GrammarCompiler
+from server.engine.limits import STUCK_SECONDS
 from server.engine.request import FinishReason, GenerationRequest, SamplingParams, StepOutput
 from server.engine.sampler import Sampled
 from server.engine.status import EngineInfo
@@ -127,7 +128,15 @@ class HeldEncode:
         assert await asyncio.to_thread(self.entered.wait, PATIENCE)
 
 
-def front(*, blocks: int = 16, pages: int = 8, budget: int = 16, max_running: int = 8, max_queued: int = 50) -> Front:
+def front(
+    *,
+    blocks: int = 16,
+    pages: int = 8,
+    budget: int = 16,
+    max_running: int = 8,
+    max_queued: int = 50,
+    stuck_seconds: float = STUCK_SECONDS,
+) -> Front:
     fake = fakes.Engine(blocks=blocks, pages=pages, budget=budget, max_running=max_running)
     runner, loader = GatedRunner(fake.scheduler, fake.storage), SignallingLoader()
     fake.core._runner, fake.core._loader = runner, loader
@@ -150,14 +159,14 @@ def front(*, blocks: int = 16, pages: int = 8, budget: int = 16, max_running: in
         device_memory_bytes=pages * 64,
     )
     grammars = GrammarCompiler(tiny_tokenizer(), VOCABULARY, (EOS_ID,))
-    return Front(AsyncEngine(fake.core, tokenizer(), grammars, info, (EOS_ID,)), fake, runner, loader)
+    engine = AsyncEngine(fake.core, tokenizer(), grammars, info, (EOS_ID,), stuck_seconds)
+    return Front(engine, fake, runner, loader)
 
 
 @asynccontextmanager
-async def running(
-    *, blocks: int = 16, pages: int = 8, budget: int = 16, max_running: int = 8, max_queued: int = 50
-) -> AsyncIterator[Front]:
-    own = front(blocks=blocks, pages=pages, budget=budget, max_running=max_running, max_queued=max_queued)
+async def running(*, stuck_seconds: float = STUCK_SECONDS, **sizes: int) -> AsyncIterator[Front]:
+    """sizes: as for `front`."""
+    own = front(stuck_seconds=stuck_seconds, **sizes)
     async with asyncio.timeout(PATIENCE):
         own.engine.start()
         try:

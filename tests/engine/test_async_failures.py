@@ -6,7 +6,6 @@ from typing import NoReturn
 import pytest
 
 from adapters_store.errors import CodedError
-from server.engine.async_engine import DEAD_SECONDS, STUCK_SECONDS
 from server.engine.request import FinishReason, SamplingParams
 from server.errors import NotReady
 from tests.engine.fakes import expected_tokens
@@ -114,15 +113,3 @@ class TestHealth:
             assert own.engine.ready()
             own.runner.open_gate()
             await collect(stream)
-
-    @pytest.mark.parametrize(
-        ("seconds", "ready", "healthy"),
-        [(0, True, True), (STUCK_SECONDS, False, True), (DEAD_SECONDS - 1, False, True), (DEAD_SECONDS, False, False)],
-    )
-    async def test_a_stuck_engine_is_first_not_ready_then_not_healthy(
-        self, monkeypatch: pytest.MonkeyPatch, seconds: float, ready: bool, healthy: bool
-    ) -> None:
-        async with running() as own:
-            monkeypatch.setattr(own.fake.core, "seconds_since_step", lambda: seconds)
-            assert (own.engine.ready(), own.engine.healthy()) == (ready, healthy)
-            assert own.engine.stats().seconds_since_step == seconds
