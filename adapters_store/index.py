@@ -3,12 +3,22 @@
 import threading
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from adapters_store.records import Record
 
 _Holder = tuple[bool, str, str, int]  # whether it is the name's current version, when it was made, name, version
 _NEIGHBOURS = 16  # names on either side that are compared with a misspelt one
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a tenant has. adapters: names that are not deleted; bytes: of the weights of all versions, deleted ones too,
+    each content once."""
+
+    adapters: int
+    bytes: int
 
 
 class Index:
@@ -20,6 +30,7 @@ class Index:
         # (tenant, digest) -> versions with that content in order of preference, the best last
         self._holders: dict[tuple[str, str], list[_Holder]] = {}
         self._live: dict[str, list[str]] = {}  # tenant -> names that are not deleted, sorted
+        self._bytes: dict[str, int] = {}  # tenant -> bytes of its contents, each once
 
     def put(self, tenant: str, name: str, record: Record) -> None:
         """Takes in a record. Records of a name may come in any order, and twice."""
@@ -33,7 +44,10 @@ class Index:
             for digest, holder in _holders(name, before, touched):
                 self._holders[tenant, digest].remove(holder)
             for digest, holder in _holders(name, ordered, touched):
-                insort(self._holders.setdefault((tenant, digest), []), holder)
+                if (tenant, digest) not in self._holders:
+                    self._holders[tenant, digest] = []
+                    self._bytes[tenant] = self._bytes.get(tenant, 0) + known[holder[3]].info.bytes
+                insort(self._holders[tenant, digest], holder)
             self._set_live(tenant, name, live=not ordered[-1].deleted)
 
     def versions(self, tenant: str, name: str) -> tuple[Record, ...]:
@@ -59,6 +73,14 @@ class Index:
         with self._lock:
             holders = self._holders.get((tenant, digest))
             return holders[-1][2:] if holders else None
+
+    def has(self, tenant: str, digest: str) -> bool:
+        """Whether any version of the tenant's has this content, deleted and replaced ones included."""
+        return (tenant, digest) in self._holders
+
+    def usage(self, tenant: str) -> Usage:
+        with self._lock:
+            return Usage(len(self._live.get(tenant, ())), self._bytes.get(tenant, 0))
 
     def names(self, tenant: str, after: str, limit: int) -> list[str]:
         """Live names in order, beginning behind `after`."""

@@ -24,6 +24,8 @@ from adapters_store.places import is_remote
 from adapters_store.registry import AdapterRegistry
 from kernels import dispatch
 from server import logs
+from server.access.audit import AuditLog
+from server.access.keeper import KeyKeeper, keeper_of
 from server.api.application import create_api
 from server.api.dependencies import Caller
 from server.api.drain import Drain
@@ -64,6 +66,8 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     plain words.
     """
     device = _device(settings)
+    keys = keeper_of(settings.api_keys) if settings.api_keys is not None else None
+    audit = AuditLog(settings.audit_log) if settings.audit_log is not None else None
     check_quantization(settings.quantize, device)
     store = open_store(settings.store, _cache(settings))  # first, for what may be wrong with it shows at once
     log.info("loading_model", extra={"model": settings.model, "device": device})
@@ -97,11 +101,12 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     merger = Merger(registry, replaced, WeightFinder(engine))
     jobs = Jobs({merge.KIND: merger}, _jobs_place(settings, store))
     metrics.watch_jobs(jobs.counts)
+    metrics.watch_access(keys.state if keys else None, (lambda: audit.failures) if audit else None)
     made = (engine, registry, intake, compressor, replicas, metrics, api_settings, drain)
-    services = Services(*made, merger=merger, jobs=jobs)
+    services = Services(*made, merger=merger, jobs=jobs, keys=keys, audit=audit)
     # A bucket would be read from end to end by every server that starts: there, files are verified as they are used.
     verified = None if is_remote(settings.store) else registry
-    return create_api(services, lifespan=_lifespan(metrics, engine, replicas, jobs, verified))
+    return create_api(services, lifespan=_lifespan(metrics, engine, replicas, jobs, keys, verified))
 
 
 def run(settings: Settings) -> None:
@@ -133,7 +138,12 @@ def preload(registry: AdapterRegistry, folder: Path) -> None:
 
 
 def _lifespan(
-    metrics: Metrics, engine: AsyncEngine, replicas: Replicas, jobs: Jobs, verified: AdapterRegistry | None
+    metrics: Metrics,
+    engine: AsyncEngine,
+    replicas: Replicas,
+    jobs: Jobs,
+    keys: KeyKeeper | None,
+    verified: AdapterRegistry | None,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -142,6 +152,8 @@ def _lifespan(
         watch.start()
         engine.start()
         replicas.start()
+        if keys is not None:
+            keys.start()
         await jobs.start()
         if verified is not None:
             threading.Thread(target=_verify, args=(verified, stopping), name="verify-store", daemon=True).start()
@@ -153,6 +165,8 @@ def _lifespan(
             try:
                 await jobs.stop()
                 await asyncio.to_thread(replicas.stop)
+                if keys is not None:
+                    await asyncio.to_thread(keys.stop)
             finally:
                 await engine.stop()
 

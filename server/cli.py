@@ -8,7 +8,7 @@ import typer
 
 from adapters_store.errors import CodedError
 from server.client import ClientError
-from server.commands import adapters, compress, doctor, generate, merge, serve, store
+from server.commands import adapters, compress, doctor, generate, keys, merge, serve, store
 from server.commands.terminal import JsonOption, say, say_json, warn
 from server.settings import SettingsError
 
@@ -28,6 +28,7 @@ app.command("generate")(generate.generate)
 app.command("doctor")(doctor.doctor)
 app.command("fsck")(store.fsck)
 app.command("gc")(store.gc)
+app.add_typer(keys.app, name="keys")
 
 
 @app.command("version")

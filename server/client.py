@@ -18,7 +18,9 @@ Json = dict[str, Any]
 TIMEOUT = httpx.Timeout(600.0, connect=5.0)  # seconds; an upload is answered after it has been checked
 HINTS = {
     "adapter_exists": "--replace makes this the next version",
-    "invalid_api_key": "set POLYRANK_API_KEY",
+    "invalid_api_key": "POLYRANK_API_KEY holds another",
+    "missing_api_key": "set POLYRANK_API_KEY",
+    "missing_scope": "`polyrank keys ls` shows what each key may do",
     "already_compressed": "`polyrank show` names its source; compress that version",
     "model_not_found": "`polyrank ls` shows the names there are",
     "upload_too_large": "the server's --max-upload-bytes sets the limit",

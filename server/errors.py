@@ -48,6 +48,37 @@ class RateLimited(CodedError):
         self.retry_after = seconds
 
 
+class MissingKey(CodedError):
+    """The server has API keys and the request brought none (401)."""
+
+    status = 401
+    code = "missing_api_key"
+
+    def __init__(self) -> None:
+        super().__init__("This server asks for an API key: send the header `Authorization: Bearer <key>`.")
+
+
+class InvalidKey(CodedError):
+    """The request's API key is none of this server's, or no longer (401). The answer does not say why.
+
+    key_id: of a key that was right once and is revoked or expired, for the log.
+    """
+
+    status = 401
+    code = "invalid_api_key"
+
+    def __init__(self, key_id: str | None = None) -> None:
+        super().__init__("The API key is not valid: mistyped, revoked or expired.")
+        self.key_id = key_id
+
+
+class MissingScope(CodedError):
+    """The API key may not do this (403)."""
+
+    status = 403
+    code = "missing_scope"
+
+
 class NotReady(CodedError):
     """The server is starting or draining (503)."""
 

@@ -28,7 +28,7 @@ TABLE_START, TABLE_END = "<!-- options: start -->", "<!-- options: end -->"
 
 # No query: it could lift the time-outs.
 _REDIS = re.compile(r"rediss?://[^/?#\s]+(/[0-9]{0,5})?|unix://[^?#\s]*/[^?#\s]+")
-_SECRET = frozenset({"redis"})  # options whose value may hold a password: it is not repeated
+_SECRET = frozenset({"redis", "api_keys"})  # options whose value may hold a password: it is not repeated
 
 
 class SettingsError(ValueError):
@@ -94,7 +94,20 @@ class Settings(BaseSettings):
     preload: Path | None = _option(
         None, "Folder of PEFT folders; each is added at start under its own name, unless it was ever used.", "FOLDER"
     )
-    host: str = _option("127.0.0.1", "Address to listen on; any but loopback needs `--insecure`.", "ADDRESS")
+    api_keys: str | None = _option(
+        None,
+        "Where the API keys are (`polyrank keys`): a file, or a Redis by its URL. Without keys, whoever reaches the "
+        "port may do all.",
+        "FILE|URL",
+    )
+    audit_log: Path | None = _option(
+        None,
+        "File that gets one JSON line for each request to change something: who, what, when, and how it ended.",
+        "FILE",
+    )
+    host: str = _option(
+        "127.0.0.1", "Address to listen on; any but loopback needs `--api-keys`, or `--insecure`.", "ADDRESS"
+    )
     port: int = _option(8000, "Port to listen on.", "PORT")
     insecure: bool = _option(
         False, "Listen beyond loopback although there are no keys: whoever reaches the port may do all.", "BOOL"
@@ -185,12 +198,17 @@ class Settings(BaseSettings):
     @field_validator("redis")
     @classmethod
     def _redis_url(cls, value: str | None) -> str | None:
-        try:
-            known = value is None or (_REDIS.fullmatch(value) is not None and urlsplit(value).port != 0)
-        except ValueError:  # of the port
-            known = False
-        if not known:
-            raise ValueError("must be redis://[user:password@]host[:port][/db], rediss:// likewise, or unix:///path")
+        if value is not None:
+            check_redis(value)
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _place_of_keys(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value:
+            check_redis(value)
+        elif value is not None and not value.strip():
+            raise ValueError("must name a file or a Redis")
         return value
 
     @field_validator("rate_limit")
@@ -216,10 +234,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _open_on_loopback_only(self) -> "Settings":
-        if not self.insecure and not is_loopback(self.host):
+        if not self.insecure and self.api_keys is None and not is_loopback(self.host):
             raise ValueError(
                 f"--host {self.host} (POLYRANK_HOST) lets other machines in and there are no API keys to stop them; "
-                "listen on 127.0.0.1, or say --insecure (POLYRANK_INSECURE=true) where the network itself is closed"
+                "listen on 127.0.0.1, make keys (--api-keys), or say --insecure (POLYRANK_INSECURE=true) where the "
+                "network itself is closed"
             )
         return self
 
@@ -239,6 +258,16 @@ class Settings(BaseSettings):
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
         host = f"[{host}]" if ":" in host and not host.startswith("[") else host
         return f"http://{host}:{self.port}"
+
+
+def check_redis(url: str) -> None:
+    """Raises ValueError, which does not repeat the URL: it may hold a password."""
+    try:
+        known = _REDIS.fullmatch(url) is not None and urlsplit(url).port != 0
+    except ValueError:  # of the port
+        known = False
+    if not known:
+        raise ValueError("must be redis://[user:password@]host[:port][/db], rediss:// likewise, or unix:///path")
 
 
 def is_loopback(host: str) -> bool:

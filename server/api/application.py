@@ -2,15 +2,16 @@
 
 import asyncio
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.types import Lifespan
 
 from adapters_store.errors import CodedError
+from server.api.access import describe_keys, needs_of
 from server.api.browser_guard import BrowserGuard
 from server.api.context import RequestContext
-from server.api.dependencies import authorise
 from server.api.drain import DrainGate
 from server.api.errors import coded, error_response
 from server.api.routes import (
@@ -62,12 +63,17 @@ def create_api(services: Services, lifespan: Lifespan[FastAPI] | None = None) ->
     services.metrics.watch_engine(services.engine.info, services.engine.stats)
     services.metrics.watch_replicas(services.replicas)
     for router in ROUTERS:
-        api.include_router(router, dependencies=[Depends(authorise)])
+        api.include_router(router)
+    for context in iter_route_contexts(api.routes):
+        if isinstance(context.original_route, APIRoute):
+            needs_of(context.original_route)
+    if services.keys is not None:
+        describe_keys(api)
     for kind in (CodedError, RequestValidationError, HTTPException):
         api.add_exception_handler(kind, _answer_error)
     api.add_middleware(BrowserGuard, settings=services.settings)
     api.add_middleware(DrainGate, drain=services.drain)
-    api.add_middleware(RequestContext, metrics=services.metrics)
+    api.add_middleware(RequestContext, metrics=services.metrics, audit=services.audit)
     return api
 
 

@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
+from server.api.access import needs_of
 from server.api.dependencies import services_of
 from server.api.errors import BadBody, ClientGone, UnsupportedMediaType, UploadIncomplete
 from server.errors import PayloadTooLarge
@@ -144,9 +145,10 @@ class JsonRoute(APIRoute):
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle
-        required = self.body_field.field_info.is_required()
+        required, needs = self.body_field.field_info.is_required(), needs_of(self)
 
         async def handle_json(request: Request) -> Response:
+            await needs(request)  # FastAPI would come to it when the body is read
             settings = services_of(request).settings
             ready = JsonRequest(request.scope, request.receive)
             await ready.load(settings.max_json_bytes, settings.upload_idle_seconds, required)

@@ -6,15 +6,18 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.dependencies import CALLER
 from server.api.disconnect import to_the_end
 from server.api.drain import PROBES
 from server.api.errors import UnexpectedError, error_response, stopped
+from server.api.services import Audit
+from server.api.writes import WRITE, Write, write_line
 from server.metrics import Metrics
 
 REQUEST_ID = "polyrank.request_id"
@@ -27,16 +30,17 @@ LAST_WORDS_SECONDS = 1.0
 class RequestContext:
     """ASGI middleware. A plain one: starlette's BaseHTTPMiddleware would hide the client's disconnect."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, audit: Audit | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         scope[REQUEST_ID] = _request_id(scope)
-        answer = _Answer(scope, send)
+        answer = _Answer(scope, send, self._note)
         started = time.perf_counter()
         try:
             await self._app(scope, receive, answer.send)
@@ -55,11 +59,20 @@ class RequestContext:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             status = answer.status or 499
+            await self._note(scope, status)
             seconds = time.perf_counter() - started
             self._metrics.http_answer(scope["method"], route, status, seconds)
             if code := scope.get("polyrank.error_code"):
                 self._metrics.rejected(code)
             _log_answer(scope, route, status, seconds)
+
+    async def _note(self, scope: Scope, status: int) -> None:
+        """The line in the record of changes, before the client is told."""
+        write: Write | None = scope.get(WRITE)
+        if write is not None and self._audit is not None and not write.noted:
+            write.noted = True
+            line = write_line(scope, write, status, scope[REQUEST_ID])
+            await to_the_end(asyncio.to_thread(self._audit.write, line))
 
 
 def _log_answer(scope: Scope, route: str, status: int, seconds: float) -> None:
@@ -68,6 +81,8 @@ def _log_answer(scope: Scope, route: str, status: int, seconds: float) -> None:
     facts |= {"ms": round(seconds * 1000, 1), "request_id": scope[REQUEST_ID]}
     named = {"adapter": scope.get(ANSWER_HEADERS, {}).get("X-Adapter"), **scope.get("path_params", {})}
     facts |= {name: str(value)[:100] for name, value in named.items() if value is not None and name not in facts}
+    if (caller := scope.get(CALLER)) is not None and caller.key_id is not None:
+        facts["key"] = caller.key_id
     if code := scope.get("polyrank.error_code"):
         facts["code"] = code
     _log.log(logging.DEBUG if route in PROBES else logging.INFO, "request", extra={"answer": facts})
@@ -80,16 +95,18 @@ async def _last_words(answer: Response, scope: Scope, receive: Receive, send: Se
 
 
 class _Answer:
-    """Adds our headers when the answer starts, and remembers its status."""
+    """Adds our headers when the answer starts, and remembers its status. before: is called then, with the status."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, before: Callable[[Scope, int], Awaitable[None]]) -> None:
         self._scope = scope
         self._send = send
+        self._before = before
         self.status = 0
         self.lost = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            await self._before(self._scope, message["status"])
             self.status = message["status"]
             extra = {"X-Request-Id": self._scope[REQUEST_ID], **self._scope.get(ANSWER_HEADERS, {})}
             encoded = [(name.lower().encode("latin-1"), _header_bytes(value)) for name, value in extra.items()]

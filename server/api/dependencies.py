@@ -1,15 +1,18 @@
 """What every route takes: the services, and who is asking."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from adapters_store.names import check_tenant
 from server.access.key import PUBLIC, SCOPES, Scope
 from server.api.services import Services
-from server.errors import Overloaded
+from server.errors import InvalidKey, InvalidRequest, MissingKey, MissingScope, Overloaded
+
+CALLER = "polyrank.caller"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,46 @@ async def get_services(request: Request) -> Services:
 
 
 async def authorise(request: Request) -> Caller:
-    """The place where keys will be checked; every route takes it (a test reads the routes and makes sure)."""
-    return Caller()
+    """Who asks, found once for a request. Every route that does not say it is open comes here (`server.api.access`).
+
+    Raises MissingKey, InvalidKey, NotReady; MissingScope or InvalidRequest for another tenant's name in `X-Tenant`.
+    """
+    caller: Caller | None = request.scope.get(CALLER)
+    if caller is None:
+        caller = request.scope[CALLER] = _for_tenant(_identify(request), request.headers.getlist("x-tenant"))
+    return caller
+
+
+def _identify(request: Request) -> Caller:
+    """By the key in `Authorization: Bearer` or `X-API-Key`. Two different ones are as wrong as one that is wrong."""
+    keys = services_of(request).keys
+    if keys is None:
+        return Caller()
+    sent = {value.strip() for value in request.headers.getlist("x-api-key")}
+    for value in request.headers.getlist("authorization"):
+        scheme, _, token = value.strip().partition(" ")
+        sent |= {token.strip()} if scheme.lower() == "bearer" else set()
+    sent.discard("")
+    if not sent:
+        raise MissingKey
+    if len(sent) > 1:
+        raise InvalidKey
+    key = keys.find(sent.pop())
+    return Caller(key.tenant, key.id, key.scopes, key.rate_limit, key.token_limit)
+
+
+def _for_tenant(caller: Caller, wanted: Sequence[str]) -> Caller:
+    """The caller, in another tenant's place where it is an admin and says so."""
+    for tenant in wanted:
+        if tenant != caller.tenant:
+            if "admin" not in caller.scopes:
+                raise MissingScope("Only a key with the scope `admin` may act for another tenant.", param="X-Tenant")
+            try:
+                check_tenant(tenant)
+            except ValueError as error:
+                raise InvalidRequest(f"X-Tenant: {error}.", param="X-Tenant") from None
+            caller = replace(caller, tenant=tenant)
+    return caller
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]

@@ -220,6 +220,8 @@ def error_headers(error: CodedError, status: int) -> dict[str, str]:
         headers["x-should-retry"] = "false"
     elif status in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after or 1.0)))
+    if status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="polyrank"'
     if status in (408, 413):
         headers["Connection"] = "close"
     return headers

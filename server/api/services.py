@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 from adapters_store.compression.jointly import JointRecipe
 from adapters_store.compression.recipe import Bounds, Recipe
 from adapters_store.info import AdapterInfo, AdapterRef
+from server.access.key import Key
 from server.api.drain import Drain
 from server.engine.request import GenerationRequest, StepOutput
 from server.engine.status import EngineInfo, EngineStats, ExpertLoad, Residency
@@ -59,6 +60,18 @@ class Engine(Protocol):
     async def pin(self, digest: str) -> None: ...
     async def unpin(self, digest: str) -> None: ...
     async def experts(self, digest: str) -> Mapping[str, ExpertLoad]: ...
+
+
+class Keys(Protocol):
+    """The API keys of this moment. `find` raises InvalidKey, or NotReady while there is nothing to compare with."""
+
+    def find(self, secret: str) -> Key: ...
+
+
+class Audit(Protocol):
+    """The record of changes; a line that cannot be written is its own concern. Blocking."""
+
+    def write(self, fields: Mapping[str, Any]) -> None: ...
 
 
 class Intake(Protocol):
@@ -189,7 +202,7 @@ class ApiSettings:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything a route may use, built once by `server.app`."""
+    """Everything a route may use, built once by `server.app`. keys: None where everybody may do all."""
 
     engine: Engine
     adapters: Registry
@@ -200,5 +213,7 @@ class Services:
     settings: ApiSettings
     merger: Merger = field(kw_only=True)
     jobs: Jobs = field(kw_only=True)
+    keys: Keys | None = field(default=None, kw_only=True)
+    audit: Audit | None = field(default=None, kw_only=True)
     drain: Drain = field(default_factory=Drain)
     started: int = field(default_factory=lambda: int(time.time()))

@@ -54,8 +54,9 @@ def first_curl(settings: Settings) -> str:
         "inputs": prompt if adapter else "The capital of France is",
         "parameters": {"max_new_tokens": 40, "stop": ["\n"]},
     }
+    key = '-H "Authorization: Bearer $POLYRANK_API_KEY" ' if settings.api_keys is not None else ""
     return (
-        f"curl -s {shlex.quote(f'{settings.address}/generate{query}')} -H 'Content-Type: application/json' "
+        f"curl -s {key}{shlex.quote(f'{settings.address}/generate{query}')} -H 'Content-Type: application/json' "
         f"-d {shlex.quote(json.dumps(body))}"
     )
 

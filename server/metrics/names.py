@@ -167,6 +167,11 @@ SHARED = (
     NOTICES_WAITING,
 )
 
+API_KEYS = _gauge("api_keys", "API keys that are valid now; only where there are any (`--api-keys`).")
+API_KEYS_STALE = _gauge("api_keys_stale", "1 while they cannot be read, so that those read before go on.")
+AUDIT_FAILURES = _counter("audit_failures", "Lines that the record of changes (`--audit-log`) could not take.")
+ACCESS = (API_KEYS, API_KEYS_STALE, AUDIT_FAILURES)
+
 
 def _vllm(name: str, kind: Kind, text: str, *labels: str) -> Name:
     return Name(f"vllm:{name}", kind, text, labels or ("model_name",))
@@ -224,5 +229,6 @@ GROUPS = {  # title -> its metrics
     "Engine": ENGINE,
     "Store and jobs": STORE,
     "Servers over one store": SHARED,
+    "Keys and the record of changes": ACCESS,
     "Under vLLM's names": VLLM,
 }

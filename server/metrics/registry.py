@@ -12,8 +12,10 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from server.access.key import KeyState
 from server.engine.status import AdapterUse, EngineInfo, EngineStats
 from server.metrics import names
+from server.metrics.access import AccessCollector
 from server.metrics.engine import EngineCollector, VllmTimes
 from server.metrics.labels import BusiestLabels
 from server.metrics.names import Name
@@ -67,6 +69,12 @@ class Metrics:
     def watch_replicas(self, replicas: Sharing) -> None:
         """Export the link to Redis and what is shared with other servers."""
         self.registry.register(SharingCollector(replicas))
+
+    def watch_access(
+        self, keys: Callable[[], KeyState] | None, audit_failures: Callable[[], int] | None = None
+    ) -> None:
+        """Export the state of the API keys, and the failures of the record of changes."""
+        self.registry.register(AccessCollector(keys, audit_failures))
 
     def watch_jobs(self, counts: JobCounts) -> None:
         """Export how many jobs there are. counts: by kind and state, of `JOB_KINDS` and `JOB_STATES`."""

@@ -35,8 +35,8 @@ class RedisLink:
     """Thread-safe. `call` is for threads of our own, `fast` for work that a request waits for."""
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._patient = _client(url, TIMEOUT_SECONDS)
-        self._quick = _client(url, FAST_SECONDS)
+        self._patient = client_of(url, TIMEOUT_SECONDS)
+        self._quick = client_of(url, FAST_SECONDS)
         self._clock = clock
         self._lock = threading.Lock()
         self._up = False
@@ -122,7 +122,8 @@ def _reason(error: Exception) -> str:
     return f"it does not speak as Redis does ({type(error).__name__})"
 
 
-def _client(url: str, seconds: float) -> Redis:
+def client_of(url: str, seconds: float) -> Redis:
+    """A client that waits so long for a connection and for each answer, and repeats nothing."""
     options: dict[str, Any] = {
         "socket_timeout": seconds,
         "socket_connect_timeout": seconds,

@@ -4,6 +4,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adapters_store.census import Census
 from adapters_store.histogram import NOTHING, Distribution
+from server.access.key import KeyState
 from server.engine.request import FinishReason, StepOutput
 from server.engine.status import AdapterUse, EngineInfo, EngineStats, Figures
 from server.metrics import Metrics
@@ -51,6 +52,7 @@ def everything() -> Metrics:
     census = Census(disk=frozenset("d"), kinds={"lora": 1}, compressed={"int8": 1}, errors=(0.1,))
     metrics.watch_store(Catalogue(census), lambda: stats, list)
     metrics.watch_uses(lambda: {"d": AdapterUse(1, 1, 0.1)})
+    metrics.watch_access(lambda: KeyState(1, stale=False), lambda: 0)
     metrics.http_answer("GET", "/health", 200, 0.1)
     metrics.rejected("overloaded")
     metrics.adapter_used("a", "d")

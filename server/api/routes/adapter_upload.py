@@ -4,14 +4,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from server.api.access import CHANGE
 from server.api.adapter_headers import IfMatch, NamePath, digest_of, etag
 from server.api.dependencies import CallerDep, ServicesDep, UploadBody, UploadSlots
 from server.api.pins import release_replaced
 from server.api.schemas.adapters import AdapterInfo, adapter_body
 from server.api.schemas.errors import Responses, error_responses
 from server.api.uploads import receive_upload
+from server.api.writes import WriteDep
 
-router = APIRouter(tags=["adapters"])
+router = APIRouter(tags=["adapters"], dependencies=[CHANGE])
 
 _PART = {"type": "string", "format": "binary"}
 _BODY: dict[str, Any] = {
@@ -29,7 +31,7 @@ _BODY: dict[str, Any] = {
     }
 }
 _RESPONSES: Responses = {200: {"description": "The same content is already current.", "model": AdapterInfo}}
-_ERRORS = error_responses(400, 403, 404, 408, 409, 412, 413, 415, 422, 429, 500, 503, 507)
+_ERRORS = error_responses(400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 429, 500, 503, 507)
 
 
 @router.put(
@@ -45,6 +47,7 @@ async def put_adapter(
     response: Response,
     services: ServicesDep,
     caller: CallerDep,
+    write: WriteDep,
     _body: UploadBody,
     slots: UploadSlots,
     replace: bool = False,
@@ -62,6 +65,7 @@ async def put_adapter(
         stored, created = await services.intake.add(
             name, upload.config, upload.weights, tenant=caller.tenant, if_match=expected, replace=replace
         )
+    write.made(stored)
     if created:
         await release_replaced(services, caller, stored.name, stored.version)
     response.status_code = 201 if created else 200

@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from adapters_store import info
 from adapters_store.errors import AdapterNotFound
+from server.api.access import ADMIN, CHANGE, READ
 from server.api.adapter_choice import resolve
 from server.api.adapter_headers import IfMatch, NamePath, ReferencePath, digest_of, etag
 from server.api.body import JsonRoute
@@ -26,15 +27,15 @@ from server.api.schemas.adapters import (
 )
 from server.api.schemas.errors import JSON_ERRORS, READ_ERRORS, error_responses
 from server.api.services import Services
+from server.api.writes import Write, WriteDep
 
 router = APIRouter(route_class=JsonRoute, tags=["adapters"])
 
 MAX_PAGE = 1000
-CHANGE_ERRORS = {**READ_ERRORS, **error_responses(403)}
 FILES = Literal["adapter_config.json", "adapter_model.safetensors"]
 
 
-@router.get("/adapters", responses=READ_ERRORS)
+@router.get("/adapters", responses=READ_ERRORS, dependencies=[READ])
 async def list_adapters(
     services: ServicesDep,
     caller: CallerDep,
@@ -46,7 +47,7 @@ async def list_adapters(
     return AdapterList(adapters=await asyncio.to_thread(_bodies, services, caller, page), next=following)
 
 
-@router.get("/adapters/{reference}", responses=READ_ERRORS)
+@router.get("/adapters/{reference}", responses=READ_ERRORS, dependencies=[READ])
 async def get_adapter(
     reference: ReferencePath, response: Response, services: ServicesDep, caller: CallerDep
 ) -> AdapterInfo:
@@ -62,7 +63,7 @@ async def _info(reference: str, services: Services, caller: Caller) -> AdapterIn
     return adapter_body(services, caller, found)
 
 
-@router.get("/adapters/{name}/versions", responses=READ_ERRORS)
+@router.get("/adapters/{name}/versions", responses=READ_ERRORS, dependencies=[READ])
 async def list_versions(name: NamePath, services: ServicesDep, caller: CallerDep) -> VersionList:
     """All versions, deletions included."""
     await services.replicas.ensure(name, caller.tenant)
@@ -75,7 +76,7 @@ def _bodies(services: Services, caller: Caller, found: Sequence[info.AdapterInfo
     return [adapter_body(services, caller, each) for each in found]
 
 
-@router.get("/adapters/{reference}/experts", responses=READ_ERRORS)
+@router.get("/adapters/{reference}/experts", responses=READ_ERRORS, dependencies=[READ])
 async def get_experts(reference: ReferencePath, services: ServicesDep, caller: CallerDep) -> Experts:
     """How often each rank of a gated adapter (SMoRA) was chosen. The counts begin anew when it is evicted."""
     found = await _info(reference, services, caller)
@@ -86,6 +87,7 @@ async def get_experts(reference: ReferencePath, services: ServicesDep, caller: C
     "/adapters/{reference}/files/{filename}",
     response_class=Response,
     responses={200: {"content": {"application/octet-stream": {}, "application/json": {}}}, **READ_ERRORS},
+    dependencies=[READ],
 )
 async def get_file(
     reference: ReferencePath,
@@ -112,32 +114,41 @@ async def _off_loop(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
                 close()
 
 
-@router.delete("/adapters/{name}", status_code=204, responses=error_responses(400, 403, 404, 409, 412, 422, 503, 507))
+@router.delete(
+    "/adapters/{name}",
+    status_code=204,
+    responses=error_responses(400, 403, 404, 409, 412, 422, 503, 507),
+    dependencies=[CHANGE],
+)
 async def delete_adapter(name: NamePath, services: ServicesDep, caller: CallerDep, if_match: IfMatch = None) -> None:
     """Forget the name and its pin. Running requests finish on the content they began with."""
     await asyncio.to_thread(services.adapters.delete, name, caller.tenant, digest_of(if_match))
     await release_deleted(services, caller, name)
 
 
-@router.post("/adapters/{name}/rollback", responses={**JSON_ERRORS, **error_responses(409, 507)})
-async def rollback(name: NamePath, body: RollbackRequest, services: ServicesDep, caller: CallerDep) -> AdapterInfo:
+@router.post("/adapters/{name}/rollback", responses={**JSON_ERRORS, **error_responses(409, 507)}, dependencies=[CHANGE])
+async def rollback(
+    name: NamePath, body: RollbackRequest, services: ServicesDep, caller: CallerDep, write: WriteDep
+) -> AdapterInfo:
     """Make an earlier version's content current again, as a new version."""
     found = await asyncio.to_thread(services.adapters.rollback, name, body.version, caller.tenant)
+    write.made(found)
     await release_replaced(services, caller, name, found.version)
     return adapter_body(services, caller, found)
 
 
-@router.post("/adapters/{reference}/warm", responses=CHANGE_ERRORS)
-async def warm(reference: ReferencePath, services: ServicesDep, caller: CallerDep) -> AdapterInfo:
+@router.post("/adapters/{reference}/warm", responses=READ_ERRORS, dependencies=[CHANGE])
+async def warm(reference: ReferencePath, services: ServicesDep, caller: CallerDep, write: WriteDep) -> AdapterInfo:
     """Bring the adapter into device memory, before anybody asks for it."""
-    await services.engine.warm(await _digest(reference, services, caller))
+    await services.engine.warm(await _digest(reference, services, caller, write))
     return await _info(reference, services, caller)
 
 
-@router.post("/adapters/{reference}/pin", responses=CHANGE_ERRORS)
-async def pin(reference: ReferencePath, services: ServicesDep, caller: CallerDep) -> AdapterInfo:
+@router.post("/adapters/{reference}/pin", responses=READ_ERRORS, dependencies=[ADMIN])
+async def pin(reference: ReferencePath, services: ServicesDep, caller: CallerDep, write: WriteDep) -> AdapterInfo:
     """Bring this version into device memory and keep it there until it is unpinned, replaced or deleted."""
     found = await resolve(services, caller, reference, "reference")
+    write.made(found)
     await services.engine.pin(found.digest)
     try:
         return await _info(f"{found.name}@{found.version}", services, caller)
@@ -146,12 +157,14 @@ async def pin(reference: ReferencePath, services: ServicesDep, caller: CallerDep
         raise
 
 
-@router.post("/adapters/{reference}/unpin", responses=CHANGE_ERRORS)
-async def unpin(reference: ReferencePath, services: ServicesDep, caller: CallerDep) -> AdapterInfo:
+@router.post("/adapters/{reference}/unpin", responses=READ_ERRORS, dependencies=[ADMIN])
+async def unpin(reference: ReferencePath, services: ServicesDep, caller: CallerDep, write: WriteDep) -> AdapterInfo:
     """Let the adapter be evicted again."""
-    await services.engine.unpin(await _digest(reference, services, caller))
+    await services.engine.unpin(await _digest(reference, services, caller, write))
     return await _info(reference, services, caller)
 
 
-async def _digest(reference: str, services: Services, caller: Caller) -> str:
-    return (await resolve(services, caller, reference, "reference")).digest
+async def _digest(reference: str, services: Services, caller: Caller, write: Write) -> str:
+    found = await resolve(services, caller, reference, "reference")
+    write.made(found)
+    return found.digest

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from fastapi import APIRouter, Response
 
+from server.api.access import GENERATE
 from server.api.adapter_choice import Choice
 from server.api.body import JsonRoute
 from server.api.call import Call, CallDep
@@ -24,7 +25,7 @@ from server.api.variant_choice import values_at
 from server.engine.request import GenerationRequest
 from server.errors import InvalidRequest
 
-router = APIRouter(route_class=JsonRoute, tags=["generate"])
+router = APIRouter(route_class=JsonRoute, tags=["generate"], dependencies=[GENERATE])
 
 
 @dataclass(frozen=True, slots=True)

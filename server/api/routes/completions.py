@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 
 from fastapi import APIRouter, Response
 
+from server.api.access import GENERATE
 from server.api.body import JsonRoute
 from server.api.call import CallDep
 from server.api.completion_plan import CompletionPlan, CompletionWriter, plan_completion
@@ -17,7 +18,7 @@ from server.api.services import Tokenizer
 from server.api.sse import DONE, EventStream, event
 from server.api.variant_choice import values_at
 
-router = APIRouter(route_class=JsonRoute, tags=["generate"])
+router = APIRouter(route_class=JsonRoute, tags=["generate"], dependencies=[GENERATE])
 
 
 @router.post("/v1/completions", response_model=Completion, responses={200: EVENT_STREAM, **GENERATION_ERRORS})

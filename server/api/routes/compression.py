@@ -5,6 +5,7 @@ from fastapi import APIRouter, Response
 from adapters_store import info
 from adapters_store.compression.jointly import JointRecipe
 from adapters_store.compression.recipe import Bounds, Recipe
+from server.api.access import CHANGE
 from server.api.adapter_choice import resolve
 from server.api.adapter_headers import ReferencePath, etag
 from server.api.body import JsonRoute
@@ -20,8 +21,9 @@ from server.api.schemas.adapters import (
 )
 from server.api.schemas.errors import JSON_ERRORS, error_responses
 from server.api.services import Services
+from server.api.writes import WriteDep
 
-router = APIRouter(route_class=JsonRoute, tags=["adapters"])
+router = APIRouter(route_class=JsonRoute, tags=["adapters"], dependencies=[CHANGE])
 
 
 @router.post(
@@ -35,6 +37,7 @@ async def compress(
     response: Response,
     services: ServicesDep,
     caller: CallerDep,
+    write: WriteDep,
     _slot: UploadSlot,
 ) -> CompressedAdapter:
     """Store a compressed version, unless it is too lossy (422 `too_lossy`). The original stays a version of its name.
@@ -50,6 +53,7 @@ async def compress(
         replace=body.replace,
         probe=body.probe,
     )
+    write.made(stored)
     response.headers["ETag"] = etag(stored.digest)
     response.headers["Location"] = f"/adapters/{stored.name}@{stored.version}"
     return await _answered(services, caller, stored, created, errors)
@@ -61,13 +65,14 @@ async def compress(
     responses={**JSON_ERRORS, **error_responses(409, 412, 500, 507)},
 )
 async def compress_jointly(
-    body: JointCompressRequest, services: ServicesDep, caller: CallerDep, _slot: UploadSlot
+    body: JointCompressRequest, services: ServicesDep, caller: CallerDep, write: WriteDep, _slot: UploadSlot
 ) -> CompressedCollection:
     """Store compressed versions of all adapters named, in shared bases, unless one would be too lossy.
 
     The answer comes when all are stored: seconds for small adapters, many minutes for large ranks on all modules.
     One collection at a time; another one gets 503 meanwhile.
     """
+    write.name = ",".join(body.adapters)
     sources = [await resolve(services, caller, reference, "adapters") for reference in body.adapters]
     stored = await services.compressor.compress_jointly(
         sources,

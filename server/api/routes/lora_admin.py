@@ -8,6 +8,7 @@ from fastapi.responses import PlainTextResponse
 
 from adapters_store.errors import AdapterConflict, AdapterInvalid, AdapterNotFound
 from adapters_store.info import AdapterInfo
+from server.api.access import ADMIN
 from server.api.body import JsonRoute
 from server.api.dependencies import Caller, CallerDep, ServicesDep, UploadSlot
 from server.api.disconnect import to_the_end
@@ -17,8 +18,9 @@ from server.api.pins import release_deleted, release_replaced
 from server.api.schemas.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from server.api.schemas.errors import JSON_ERRORS, Responses, error_responses
 from server.api.services import Services
+from server.api.writes import WriteDep
 
-router = APIRouter(route_class=JsonRoute, tags=["adapters"])
+router = APIRouter(route_class=JsonRoute, tags=["adapters"], dependencies=[ADMIN])
 
 _TEXT: Responses = {200: {"content": {"text/plain": {}}}}
 
@@ -29,9 +31,10 @@ _TEXT: Responses = {200: {"content": {"text/plain": {}}}}
     responses={**_TEXT, **JSON_ERRORS, **error_responses(403, 429, 507)},
 )
 async def load_lora_adapter(
-    body: LoadAdapterRequest, services: ServicesDep, caller: CallerDep, _slot: UploadSlot
+    body: LoadAdapterRequest, services: ServicesDep, caller: CallerDep, write: WriteDep, _slot: UploadSlot
 ) -> PlainTextResponse:
     """Store the adapter in a folder of the server. Loading the same content again is no error; other content is."""
+    write.name = body.lora_name
     try:
         stored, created = await _add(body, services, caller)
     except AdapterConflict as error:
@@ -40,6 +43,7 @@ async def load_lora_adapter(
             "set 'load_inplace' to True."
         )
         raise AlreadyLoaded(text, param="lora_name") from error
+    write.made(stored)
     if created:
         await release_replaced(services, caller, stored.name, stored.version)
     if body.pinned:
@@ -62,9 +66,10 @@ async def _add(body: LoadAdapterRequest, services: Services, caller: Caller) -> 
     responses={**_TEXT, **JSON_ERRORS, **error_responses(409, 507)},
 )
 async def unload_lora_adapter(
-    body: UnloadAdapterRequest, services: ServicesDep, caller: CallerDep
+    body: UnloadAdapterRequest, services: ServicesDep, caller: CallerDep, write: WriteDep
 ) -> PlainTextResponse:
     """Delete the adapter's name, as `DELETE /adapters/{name}`."""
+    write.name = body.lora_name
     try:
         await asyncio.to_thread(services.adapters.delete, body.lora_name, caller.tenant)
     except (AdapterNotFound, AdapterInvalid):

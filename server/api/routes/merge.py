@@ -5,6 +5,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
+from adapters_store import info
+from server.api.access import CHANGE
 from server.api.adapter_choice import resolve
 from server.api.adapter_headers import IfMatch, digest_of, etag
 from server.api.body import JsonRoute
@@ -13,9 +15,10 @@ from server.api.schemas.adapters import AdapterInfo, adapter_body
 from server.api.schemas.errors import JSON_ERRORS, Responses, error_responses
 from server.api.schemas.jobs import JobInfo, MergeRequest, job_body
 from server.api.services import Services
+from server.api.writes import WriteDep
 from server.jobs.job import Job
 
-router = APIRouter(route_class=JsonRoute, tags=["adapters", "jobs"])
+router = APIRouter(route_class=JsonRoute, tags=["adapters", "jobs"], dependencies=[CHANGE])
 
 KIND = "merge"
 _RESPONSES: Responses = {
@@ -35,6 +38,7 @@ async def merge(
     response: Response,
     services: ServicesDep,
     caller: CallerDep,
+    write: WriteDep,
     wait: Annotated[bool, Query(description="Answer when the version is stored; leaving does not cancel it.")] = False,
     replace: bool = False,
     if_match: IfMatch = None,
@@ -46,6 +50,7 @@ async def merge(
     dare_linear, dare_ties, magnitude_prune, ties_svd, dare_linear_svd, dare_ties_svd, magnitude_prune_svd, knots, tsv,
     core_space, iso_c, weight_search (finds the weights that make the answers of `examples` likeliest).
     """
+    write.name = body.name
     await services.replicas.ensure(body.name, caller.tenant)
     sources = [(await resolve(services, caller, each.adapter, "sources"), each.weight) for each in body.sources]
     planned = await asyncio.to_thread(
@@ -65,13 +70,16 @@ async def merge(
     else:
         key = f"{body.name}:{planned.recipe}"
         job = await services.jobs.submit(caller.tenant, KIND, planned.order, key)
+    write.job = job.id
     if wait:
-        return await _waited(services, caller, job, response)
+        stored = await _waited(services, caller, job, response)
+        write.made(stored)
+        return adapter_body(services, caller, stored)
     response.headers["Location"] = f"/jobs/{job.id}"
     return job_body(job)
 
 
-async def _waited(services: Services, caller: Caller, job: Job, response: Response) -> AdapterInfo:
+async def _waited(services: Services, caller: Caller, job: Job, response: Response) -> info.AdapterInfo:
     """The version that the job has made. Raises what the job has failed with."""
     await job.ended.wait()
     if job.error is not None:
@@ -81,4 +89,4 @@ async def _waited(services: Services, caller: Caller, job: Job, response: Respon
     response.status_code = 201 if made["new"] else 200
     response.headers["ETag"] = etag(stored.digest)
     response.headers["Location"] = f"/adapters/{stored.name}@{stored.version}"
-    return adapter_body(services, caller, stored)
+    return stored

@@ -7,13 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from adapters_store.info import AdapterInfo
+from server.api.access import LIST
 from server.api.adapter_choice import is_base, resolve
 from server.api.dependencies import CallerDep, ServicesDep
 from server.api.schemas.errors import READ_ERRORS
 from server.api.schemas.models import ModelCard, ModelList
 from server.api.services import Services
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], dependencies=[LIST])
 
 PAGE = 1000
 

@@ -7,7 +7,9 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
 
 from adapters_store.formats import table
-from server.api.dependencies import CallerDep, ServicesDep
+from server.access.key import PUBLIC
+from server.api.access import ANY_KEY, OPEN, WATCH
+from server.api.dependencies import ServicesDep
 from server.api.errors import Unhealthy
 from server.api.schemas.errors import error_responses
 from server.api.schemas.sampling import MAX_CHOICES, MAX_STOPS
@@ -83,30 +85,30 @@ class ServerInfo(BaseModel):
 
 
 # `include_in_schema`: HEAD is GET without the body, and a second operation of the same name would confuse generators.
-@router.head("/health", include_in_schema=False)
-@router.get("/health", responses=error_responses(503))
-async def health(services: ServicesDep, caller: CallerDep) -> State:
+@router.head("/health", include_in_schema=False, dependencies=[OPEN])
+@router.get("/health", responses=error_responses(503), dependencies=[OPEN])
+async def health(services: ServicesDep) -> State:
     """Alive: the engine steps. A failing answer means restart."""
     if not services.engine.healthy():
         raise Unhealthy("The engine has stopped or makes no steps. Restart the server.")
     return State(status="ok")
 
 
-@router.head("/ready", include_in_schema=False)
-@router.get("/ready", responses=error_responses(503))
-async def ready(services: ServicesDep, caller: CallerDep) -> State:
+@router.head("/ready", include_in_schema=False, dependencies=[OPEN])
+@router.get("/ready", responses=error_responses(503), dependencies=[OPEN])
+async def ready(services: ServicesDep) -> State:
     """Takes work: model loaded, store readable, not draining. A failing answer means send requests elsewhere."""
     if services.drain.active or not services.engine.ready():
         raise NotReady("The server is starting, draining or stuck. Send requests elsewhere for now.")
     try:
-        await asyncio.to_thread(services.adapters.list, caller.tenant, None, 1)
+        await asyncio.to_thread(services.adapters.list, PUBLIC, None, 1)
     except Exception as error:
         raise NotReady("The adapter store cannot be read.", code="store_unavailable") from error
     return State(status="ready")
 
 
-@router.get("/info")
-async def server_info(services: ServicesDep, caller: CallerDep) -> ServerInfo:
+@router.get("/info", responses=error_responses(401, 503), dependencies=[ANY_KEY])
+async def server_info(services: ServicesDep) -> ServerInfo:
     """The base model, how it runs, and the limits of requests."""
     info, link = services.engine.info, services.replicas.link()
     return ServerInfo(
@@ -145,8 +147,13 @@ async def server_info(services: ServicesDep, caller: CallerDep) -> ServerInfo:
     )
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(services: ServicesDep, caller: CallerDep) -> Response:
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, **error_responses(401, 403, 503)},
+    dependencies=[WATCH],
+)
+async def metrics(services: ServicesDep) -> Response:
     """Prometheus."""
     text = await asyncio.to_thread(services.metrics.render)
     return Response(text, media_type=services.metrics.content_type)

@@ -5,10 +5,11 @@ import asyncio
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
-from server.api.dependencies import CallerDep, ServicesDep
+from server.api.access import WATCH
+from server.api.dependencies import ServicesDep
 from server.api.schemas.errors import READ_ERRORS
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(tags=["operations"], dependencies=[WATCH])
 
 
 class Replica(BaseModel):
@@ -36,7 +37,7 @@ class ReplicaList(BaseModel):
 
 
 @router.get("/replicas", responses=READ_ERRORS)
-async def list_replicas(services: ServicesDep, caller: CallerDep) -> ReplicaList:
+async def list_replicas(services: ServicesDep) -> ReplicaList:
     """Load and adapters of each server, as it told last. Answered from memory: no server is asked."""
     members = await asyncio.to_thread(services.replicas.members)  # this server looks where each of its adapters is
     told = [Replica.model_validate(member) for member in members]

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from fastapi import APIRouter, Response
 
 from server.api import generation
+from server.api.access import GENERATE
 from server.api.body import JsonRoute
 from server.api.call import Call, CallDep
 from server.api.errors import tgi_body
@@ -15,7 +16,7 @@ from server.api.services import Tokenizer
 from server.api.sse import EventStream, event
 from server.api.tgi_plan import TgiPlan, TgiWriter, chosen_values, plan_tgi, weighted_adapters
 
-router = APIRouter(route_class=JsonRoute, tags=["generate"])
+router = APIRouter(route_class=JsonRoute, tags=["generate"], dependencies=[GENERATE])
 
 
 @router.post("/generate", response_model=GenerateAnswer, responses={200: EVENT_STREAM, **TGI_ERRORS})

@@ -4,6 +4,7 @@ import asyncio
 
 from fastapi import APIRouter
 
+from server.api.access import GENERATE
 from server.api.adapter_choice import named
 from server.api.body import JsonRoute
 from server.api.dependencies import Caller, CallerDep, ServicesDep
@@ -14,7 +15,7 @@ from server.api.schemas.models import DetokenizeAnswer, DetokenizeRequest, Token
 from server.api.services import Services
 from server.errors import InvalidRequest
 
-router = APIRouter(route_class=JsonRoute, tags=["tokens"])
+router = APIRouter(route_class=JsonRoute, tags=["tokens"], dependencies=[GENERATE])
 
 
 async def _check_model(services: Services, caller: Caller, model: str | None) -> None:

@@ -37,8 +37,8 @@ def error_responses(*statuses: int, model: type[BaseModel] = ErrorAnswer) -> Res
     }
 
 
-GENERATION_ERRORS = error_responses(400, 403, 404, 408, 413, 415, 422, 429, 500, 503)
+GENERATION_ERRORS = error_responses(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503)
 EVENT_STREAM: dict[str, Any] = {"content": {"text/event-stream": {}}}
-TGI_ERRORS = error_responses(400, 403, 404, 408, 413, 415, 422, 424, 429, 500, 503, model=TgiErrorAnswer)
-JSON_ERRORS = error_responses(400, 403, 404, 408, 413, 415, 422, 503)
-READ_ERRORS = error_responses(400, 404, 422, 503)
+TGI_ERRORS = error_responses(400, 401, 403, 404, 408, 413, 415, 422, 424, 429, 500, 503, model=TgiErrorAnswer)
+JSON_ERRORS = error_responses(400, 401, 403, 404, 408, 413, 415, 422, 503)
+READ_ERRORS = error_responses(400, 401, 403, 404, 422, 503)
