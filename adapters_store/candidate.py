@@ -46,12 +46,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class FormFiles:
-    """Forms that another process has written. paths: `forms_file.FORMS_FILE` to a file; facts: `forms_file.facts`;
-    matched: how many modules."""
+    """Forms in files. paths: the files by name; facts: as `forms_file.facts`; matched: how many modules; weights: the
+    file whose size is the adapter's."""
 
-    paths: Mapping[str, Path]
+    paths: Mapping[str, Source]
     facts: Mapping[str, Any]
     matched: int
+    weights: str = forms_file.FORMS_FILE
 
 
 def contents(files: Mapping[str, Source]) -> tuple[dict[str, Blob], dict[str, Source]]:
@@ -78,14 +79,17 @@ def manifest_of(base: BaseSpec, weights: Blob, blobs: Mapping[str, Blob], fields
     }
 
 
+def made_files(modules: forms_file.Modules | FormFiles) -> Mapping[str, Source]:
+    """The files of forms that the server has made."""
+    return modules.paths if isinstance(modules, FormFiles) else forms_file.dump(modules)
+
+
 def of_forms(
     base: BaseSpec, modules: forms_file.Modules | FormFiles, told: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Source], dict[str, Blob]]:
     """Manifest, contents by digest, and blobs by name, of forms that the server has made."""
-    if isinstance(modules, FormFiles):
-        (blobs, files), facts, matched = contents(modules.paths), modules.facts, modules.matched
-    else:
-        (blobs, files), facts = contents(forms_file.dump(modules)), forms_file.facts(modules)
-        matched = len(modules)
-    fields = {**facts, "modules": {"matched": matched, "total": len(base.modules)}, **told}
-    return manifest_of(base, blobs[forms_file.FORMS_FILE], blobs, fields), files, blobs
+    if not isinstance(modules, FormFiles):
+        modules = FormFiles(forms_file.dump(modules), forms_file.facts(modules), len(modules))
+    blobs, files = contents(modules.paths)
+    fields = {**modules.facts, "modules": {"matched": modules.matched, "total": len(base.modules)}, **told}
+    return manifest_of(base, blobs[modules.weights], blobs, fields), files, blobs

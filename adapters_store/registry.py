@@ -6,9 +6,9 @@ from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import Any
 
-from adapters_store import canonical, names, variants
+from adapters_store import canonical, names, stored, variants
 from adapters_store.bucket import Source
-from adapters_store.candidate import NOT_RUNNING, Candidate, FormFiles, contents, manifest_of, of_forms
+from adapters_store.candidate import NOT_RUNNING, Candidate, FormFiles, contents, made_files, manifest_of, of_forms
 from adapters_store.catalogue import Catalogue, Committed
 from adapters_store.errors import AdapterCorrupt, AdapterInvalid, AdapterNotFound, StoreUnavailable, read_error
 from adapters_store.formats import forms_file, importer, peft, peft_export
@@ -38,7 +38,7 @@ class AdapterRegistry:
         self._log = store
         self.base = base
         self.limits = limits or Limits()
-        self._files = importer.Loader(base, self.limits)
+        self._files = stored.Loader(base, self.limits)
         self._index = Index()
         self.catalogue = Catalogue(store, self._index, committed)
         self._damaged: set[str] = set()  # digests of manifests and blobs; adapters may share a blob
@@ -137,12 +137,12 @@ class AdapterRegistry:
         return self._append(found.tenant, found.name, "upload", *kept, proof)
 
     def require_free(
-        self, name: str, modules: forms_file.Modules, tenant: str, if_match: str | None, replace: bool
+        self, name: str, modules: forms_file.Modules | FormFiles, tenant: str, if_match: str | None, replace: bool
     ) -> None:
         """Refuses what `add_forms` would refuse of this name, before anything is measured."""
         names.check_name(name, *self.base.names)
         self.catalogue.refresh_name(tenant, name)
-        self._check_free(tenant, name, contents(forms_file.dump(modules))[0], if_match, replace)
+        self._check_free(tenant, name, contents(made_files(modules))[0], if_match, replace)
 
     def add_forms(
         self,
@@ -236,27 +236,22 @@ class AdapterRegistry:
         with ExitStack() as stack:
             paths = {name: stack.enter_context(self._blob(blob)) for name, blob in blobs.items()}
             try:
-                if forms_file.FORMS_FILE in paths:
-                    variants.require(variants.NO_KNOBS, variant)
-                    return AdapterWeights(key, forms_file.load(paths, self.base, self.limits))
-                config, weights = paths[peft.CONFIG_FILE].read_bytes(), paths[peft.WEIGHTS_FILE]
-                return self._files.load(config, weights, key, variant)
+                return self._files.load(paths, key, variant)
             except OSError as error:
                 raise read_error(error, "file") from error
 
     def weights(self, found: Candidate) -> AdapterWeights:
         """The forms of a candidate, under no digest. Raises AdapterInvalid, OSError."""
-        return self._files.load(found.config, found.weights, "")
+        return self._files.upload(found.config, found.weights)
 
     def open_file(self, reference: str, filename: str, tenant: str = "public") -> tuple[int, Iterator[bytes]]:
         """Size and bytes of a file, verified before the first block; closing the iterator releases it.
 
-        Adapters whose forms have a file of their own are written as PEFT's two files.
+        Adapters that the server has made are written as PEFT's two files, too.
         """
         record = self._find(reference, tenant)[1]
         blob = record.blobs.get(filename)
-        exported = forms_file.FORMS_FILE in record.blobs and filename in (peft.CONFIG_FILE, peft.WEIGHTS_FILE)
-        if exported and record.manifest is not None:
+        if stored.exported(record.blobs, filename) and record.manifest is not None:
             return peft_export.export(filename, self.load(record.manifest).modules, self.base)
         if blob is None:
             raise names.no_file(filename, record.blobs)

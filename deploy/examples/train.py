@@ -7,7 +7,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,16 +98,27 @@ def train(task: Task, recipe: Recipe, seed: int) -> tuple[Any, Any]:
 
 def fit(base: Any, tokenizer: Any, task: Task, recipe: Recipe, seed: int) -> Any:
     """The base, changed in place: with a freshly trained adapter on it. seed: of its first factors and its items."""
-    torch.manual_seed(seed)
-    base.name_or_path = BASE_ID
-    lora = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=BASE_ID, **recipe.lora)
-    model: Any = get_peft_model(base, lora)
+    model = fresh(base, recipe, seed)
     optimise(model, tokenizer, task, recipe, seed)
     return model
 
 
-def optimise(model: Any, tokenizer: Any, task: Task, recipe: Recipe, seed: int) -> None:
-    """Trains what of the model asks for gradients, in place, on the task's items of that seed."""
+def fresh(base: Any, recipe: Recipe, seed: int) -> Any:
+    """The base, changed in place: with an adapter on it that does nothing yet."""
+    torch.manual_seed(seed)
+    base.name_or_path = BASE_ID
+    return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=BASE_ID, **recipe.lora))
+
+
+def optimise(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    recipe: Recipe,
+    seed: int,
+    after: Callable[[int], object] = lambda step: None,
+) -> None:
+    """Trains what of the model asks for gradients, in place, on the task's items of that seed. after: of each step."""
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=0.0)
@@ -124,6 +135,7 @@ def optimise(model: Any, tokenizer: Any, task: Task, recipe: Recipe, seed: int) 
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
+        after(step)
         if step % 10 == 0 or step == 1:
             seconds = time.monotonic() - begun
             print(f"{task.name} step {step}/{recipe.steps} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
