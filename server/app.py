@@ -85,6 +85,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     api_settings = ApiSettings(
         staging=store.staging,
         adapter_root=settings.adapter_root,
+        merges_into_base=settings.merge_into_base,
         max_upload_bytes=int(settings.max_upload_bytes),
         loopback_only=is_loopback(settings.host),
     )

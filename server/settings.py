@@ -164,6 +164,9 @@ class Settings(BaseSettings):
         "Folder below which `POST /v1/load_lora_adapter` may read; without it that route takes no paths.",
         "FOLDER",
     )
+    merge_into_base: bool = _option(
+        False, "Lets `POST /adapters/NAME/merge_into_base` put one adapter into the base's weights for a while.", "BOOL"
+    )
     drain_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = _option(
         30, "After SIGTERM or Ctrl-C, time for running requests to finish; new ones get 503.", "SECONDS"
     )

@@ -17,6 +17,7 @@ from server.api.errors import coded, error_response
 from server.api.routes import (
     adapter_upload,
     adapters,
+    base_merge,
     chat,
     completions,
     compression,
@@ -41,6 +42,7 @@ ROUTERS = (
     adapters.router,
     compression.router,
     merge.router,
+    base_merge.router,
     jobs.router,
     lora_admin.router,
     operations.router,

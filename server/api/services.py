@@ -59,6 +59,9 @@ class Engine(Protocol):
     async def warm(self, digest: str) -> None: ...
     async def pin(self, digest: str) -> None: ...
     async def unpin(self, digest: str) -> None: ...
+    def merged(self, digest: str) -> bool: ...
+    async def merge_into_base(self, digest: str) -> None: ...
+    async def take_out_of_base(self, digest: str) -> None: ...
     async def experts(self, digest: str) -> Mapping[str, ExpertLoad]: ...
 
 
@@ -181,6 +184,7 @@ class ApiSettings:
     """Limits of the HTTP side. Sizes in bytes, times in seconds.
 
     staging: folder for uploads in flight. adapter_root: the only folder that `/v1/load_lora_adapter` may read, or None.
+    merges_into_base: whether an adapter may be put into the base's own weights.
     min_upload_rate: bytes per second an upload must keep up once `upload_idle_seconds` have passed.
     loopback_only: whether only this machine can connect; then `Host` must name it, or be one of `allowed_hosts`. Web
     pages of `allowed_hosts` (names without ports) may also change things here, as those of the server's own host may.
@@ -189,6 +193,7 @@ class ApiSettings:
 
     staging: Path
     adapter_root: Path | None = None
+    merges_into_base: bool = False
     max_upload_bytes: int = 2 << 30
     max_config_bytes: int = 256 << 10
     max_json_bytes: int = 2 << 20

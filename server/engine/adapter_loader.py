@@ -55,7 +55,7 @@ class AdapterLoader:
     ) -> None:
         self.host = host
         self.seconds = LoadSeconds()
-        self._load = load
+        self.load = load
         self._pack = pack
         self._on_done = on_done
         self._done: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
@@ -137,7 +137,7 @@ class AdapterLoader:
         try:
             self._check_open()
             started = time.monotonic()
-            weights = self._load(digest)
+            weights = self.load(digest)
             read = time.monotonic()
             adapter = self.host.put(self._pack(weights))
             self._last_bytes = adapter.num_bytes

@@ -198,6 +198,24 @@ class AsyncEngine:
         """Keep an adapter resident from now on; its load is asked for if need be."""
         await self._apply(self._core.scheduler.adapters.pin, digest)
 
+    def merged(self, digest: str) -> bool:
+        """Whether the adapter is in the base's own weights."""
+        return self._core.merged.digest == digest
+
+    async def merge_into_base(self, digest: str) -> None:
+        """Merge an adapter into the base's weights until a request of anything else comes, and keep it resident for
+        then. It takes a product of every changed weight's size, and their copy in host memory.
+
+        Raises BaseInUse while others' requests run or wait; AdapterInvalid `feature_unsupported`; what loading raises.
+        """
+        weights = await asyncio.to_thread(self._core.loader.load, digest)
+        await self._apply(self._core.scheduler.adapters.want, digest)
+        await self._apply(lambda _: self._core.merge_into_base(weights), digest)
+
+    async def take_out_of_base(self, digest: str) -> None:
+        """The base's own weights again, every bit of them; nothing happens if another adapter is in them, or none."""
+        await self._apply(lambda digest: self._core.merged.take_out() if self.merged(digest) else None, digest)
+
     async def unpin(self, digest: str) -> None:
         await self._apply(self._core.scheduler.adapters.unpin, digest)
 
@@ -270,19 +288,30 @@ class AsyncEngine:
         return True
 
     async def _apply(self, action: Callable[[str], None], digest: str) -> None:
-        """Run an action on the engine thread, between two steps, and wait until it has taken effect."""
+        """Run an action on the engine thread, between two steps, and wait until it has taken effect.
+
+        Raises the CodedError that the action raises.
+        """
         loop = asyncio.get_running_loop()
         applied: asyncio.Future[None] = loop.create_future()
         self._applying.add(applied)
         applied.add_done_callback(self._applying.discard)
 
-        def finish() -> None:
-            if not applied.done():  # the caller may have left
+        def finish(error: CodedError | None) -> None:
+            if applied.done():  # the caller may have left
+                return
+            if error is None:
                 applied.set_result(None)
+            else:
+                applied.set_exception(error)
 
         def command() -> Outputs:
-            action(digest)
-            loop.call_soon_threadsafe(finish)
+            error = None
+            try:
+                action(digest)
+            except CodedError as raised:
+                error = raised
+            loop.call_soon_threadsafe(finish, error)
             return []
 
         self._check_running()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from adapters_store.errors import CodedError
+from adapters_store.forms import AdapterWeights
 from server.engine.adapter_loader import AdapterLoader, Loaded
 from server.engine.adapter_storage import AdapterStorage
 from server.engine.answer import Answer
@@ -54,7 +55,7 @@ class EngineCore:
         self.scheduler = scheduler
         self._runner = runner
         self._storage = storage
-        self._loader = loader
+        self.loader = loader
         self.compiler = compiler
         self._answers: dict[str, Answer] = {}
         self._staged: list[PackedAdapter] = []  # loaded, waiting for room in the pool
@@ -63,6 +64,7 @@ class EngineCore:
         self._without_room: set[str] = set()  # staged adapters for which the pool had no place in that state
         self._arrivals: list[tuple[str, Arrival]] = []  # placed, their bytes are on the way
         self._quarantine = Quarantine()
+        self.merged = runner.merged
         self.experts = ExpertWatch(storage, scheduler.adapters, TRIAL)
         self._counters = _Counters()
         self.watch = StepWatch(loader.seconds)
@@ -77,11 +79,11 @@ class EngineCore:
     def residency(self, digest: str) -> Residency:
         """Where an adapter is. Any thread may ask."""
         found = self.scheduler.adapters.residency(digest)
-        return Residency.HOST if found is Residency.ABSENT and digest in self._loader.host else found
+        return Residency.HOST if found is Residency.ABSENT and digest in self.loader.host else found
 
     def held(self) -> list[str]:
         """The adapters in device and host memory, but for those on trial. Any thread may ask."""
-        found = {*self.scheduler.adapters.resident(), *self._loader.host.digests()}
+        found = {*self.scheduler.adapters.resident(), *self.loader.host.digests()}
         return sorted(digest for digest in found if not digest.startswith(TRIAL))
 
     def prefetch(self, adapters: Iterable[WeightedAdapter]) -> None:
@@ -91,7 +93,7 @@ class EngineCore:
         """
         residency = self.scheduler.adapters.residency
         digests = [adapter.digest for adapter in adapters if not adapter.digest.startswith(TRIAL)]
-        self._loader.prefetch([digest for digest in digests if residency(digest) is Residency.ABSENT])
+        self.loader.prefetch([digest for digest in digests if residency(digest) is Residency.ABSENT])
 
     def start(self) -> None:
         """Begin what runs beside the steps."""
@@ -108,6 +110,7 @@ class EngineCore:
                 code="adapter_quarantined",
             )
             return [(answer.sequence.request_id, StepOutput(finish_reason=FinishReason.ERROR, error=error))]
+        self.merged.make_way(answer.sequence.request.adapters)  # before the next step, so no step has both
         if not self._answers:
             self._counters.last_step = time.monotonic()
         self._answers[answer.sequence.request_id] = answer
@@ -124,8 +127,12 @@ class EngineCore:
         """Free what an adapter holds that nobody will ask for again; one that is in use stays."""
         self._staged = [adapter for adapter in self._staged if adapter.digest != digest]
         self.scheduler.adapters.discard(digest)
-        self._loader.host.drop(digest)
+        self.loader.host.drop(digest)
         return []
+
+    def merge_into_base(self, weights: AdapterWeights) -> None:
+        """Until a request of anything else comes. Raises BaseInUse, and what `MergedBase.merge` raises."""
+        self.merged.merge(weights, [answer.sequence.request.adapters for answer in self._answers.values()])
 
     def step(self) -> Outputs:
         """Do one round: begin to load what is asked for, place adapters that have arrived, compute a batch.
@@ -159,7 +166,7 @@ class EngineCore:
     @property
     def has_arrivals(self) -> bool:
         """True when a load has ended and waits to be placed."""
-        return self._loader.has_ended
+        return self.loader.has_ended
 
     def seconds_since_step(self) -> float:
         """Seconds since the last step; 0 without requests or while all wait for loads. Any thread may ask."""
@@ -174,7 +181,7 @@ class EngineCore:
         """End the threads of the loader and the compiler; the core takes no further step."""
         if self.compiler is not None:
             self.compiler.stop()
-        self._loader.close()
+        self.loader.close()
 
     def check_integrity(self) -> None:
         """Assert that everything held belongs to a live request."""
@@ -186,7 +193,7 @@ class EngineCore:
     def publish(self) -> None:
         """Renew `stats`."""
         scheduler, adapters, counters = self.scheduler, self.scheduler.adapters, self._counters
-        blocks, loader = scheduler.blocks, self._loader
+        blocks, loader = scheduler.blocks, self.loader
         self.experts.look(now=not self._answers)
         self.stats = EngineStats(
             running=len(scheduler.running),
@@ -216,14 +223,15 @@ class EngineCore:
             waiting_adapters=_digests(scheduler.waiting),
             gated_adapters_resident=self.experts.resident,
             expert_entropies=self.experts.entropies,
+            merged_into_base=int(self.merged.digest is not None),
         )
 
     def _begin_loads(self) -> None:
         adapters = self.scheduler.adapters
         for digest in adapters.take_wanted(LOADS_IN_FLIGHT, urgent=self.scheduler.awaited):
-            self._loader.start(digest)
+            self.loader.start(digest)
         wished = adapters.next_wanted(PREFETCHES)
-        self._loader.prefetch([digest for digest in wished if digest not in self._prefetched])
+        self.loader.prefetch([digest for digest in wished if digest not in self._prefetched])
         self._prefetched = frozenset(wished)  # once for each wish: a host cache too small for all would read for ever
 
     def _await_arrivals(self) -> None:
@@ -239,9 +247,9 @@ class EngineCore:
             if arrival.done():
                 self.scheduler.adapters.arrived(digest)
                 self._arrivals.remove((digest, arrival))
-        for loaded in self._loader.poll():
+        for loaded in self.loader.poll():
             if not self.scheduler.adapters.expects(loaded.digest):
-                self._loader.host.drop(loaded.digest)  # discarded while it was read
+                self.loader.host.drop(loaded.digest)  # discarded while it was read
                 continue
             if loaded.adapter is None:
                 outputs += self._fail_load(loaded)
@@ -276,7 +284,7 @@ class EngineCore:
             return False
         started = time.monotonic()
         arrival = self._storage.write(placement, adapter)
-        self._loader.seconds.place.observe(time.monotonic() - started)
+        self.loader.seconds.place.observe(time.monotonic() - started)
         if arrival is not None:
             adapters.await_bytes(adapter.digest)
             self._arrivals.append((adapter.digest, arrival))

@@ -14,6 +14,7 @@ from server.engine.answer import Answer
 from server.engine.batch import ScheduledBatch, ScheduledSequence
 from server.engine.decode_graphs import DecodeGraphs
 from server.engine.decode_inputs import DecodeStep
+from server.engine.merged_base import MergedBase
 from server.engine.sampler import Sampled, candidates, sample
 from server.model.base import BaseModel
 from server.model.decoder_layers import watch_last
@@ -43,6 +44,7 @@ class ModelRunner:
         limits: Limits,
         graphs: DecodeGraphs | None = None,
     ) -> None:
+        self.merged = MergedBase(base)
         self._base = base
         self._context = context
         self._adapters = adapters
@@ -54,7 +56,8 @@ class ModelRunner:
     def run(self, batch: ScheduledBatch, answers: Mapping[str, Answer]) -> list[Sampled | None]:
         """Compute a batch; per entry the chosen token, or None if its prompt is not complete yet."""
         rows = _layout(batch)
-        slots = [self._adapters.slot(d) for d in {d for entry in batch.entries for d in entry.sequence.digests}]
+        digests = {digest for entry in batch.entries for digest in entry.sequence.digests} - {self.merged.digest}
+        slots = [self._adapters.slot(digest) for digest in digests]
         watched = [row for row in rows if row.entry.samples and row.entry.sequence.request.hidden_probe is not None]
         logits = None if watched else self._decode(batch, rows, slots)
         if logits is None:
@@ -130,10 +133,11 @@ class ModelRunner:
         """Rows grouped by adapter, in the order of digests, in host memory; None for a step of base rows alone.
 
         rows: of each entry its last ones, or all; those before the position from which on an adapter acts are not its.
+        An adapter that is merged into the base is alone and has none.
         """
         groups: dict[str, list[tuple[range, float]]] = {}
         for entry, own in rows:
-            for activation in entry.sequence.activations:
+            for activation in entry.sequence.activations if self.merged.digest is None else ():
                 acting = own[max(0, len(own) - max(0, entry.start + entry.count - activation.start)) :]
                 if acting:
                     adapter = activation.adapter

@@ -111,6 +111,7 @@ class EngineStats:
     seconds_since_step: float = 0.0  # or since a command was carried out; 0 while idle
     gated_adapters_resident: int = 0  # adapters whose tokens choose their ranks
     expert_entropies: tuple[tuple[str, float], ...] = ()  # of some of them, by digest: how evenly, 0 to 1
+    merged_into_base: int = 0  # adapters in the base's own weights, at most one
     compiling: bool = False  # the layers, in the background
     layers_compiled: bool = False
     oldest_waiting_seconds: float = 0.0  # since the request that has been in the queue for longest came

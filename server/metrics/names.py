@@ -56,6 +56,7 @@ ENGINE_GAUGES = {  # field of EngineStats -> its metric
     "oldest_waiting_seconds": _gauge(
         "oldest_waiting_seconds", "Age of the oldest request in the queue; 0 without one."
     ),
+    "merged_into_base": _gauge("merged_into_base", "Adapters in the base's own weights: 1 while nothing else runs."),
     "kv_usage": _gauge("kv_usage", "Share of KV blocks held by requests, 0 to 1."),
     "kv_blocks_free": _gauge("kv_blocks_free", "KV blocks that no request holds."),
     "adapters_resident": _gauge("adapters_resident", "Adapters in device memory."),

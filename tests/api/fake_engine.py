@@ -132,6 +132,7 @@ class FakeEngine:
         self.open: set[str] = set()
         self.resident: set[str] = set()
         self.loading: set[str] = set()
+        self.base_holds: str | None = None
         self.pins: set[str] = set()
         self.loads: dict[str, dict[str, ExpertLoad]] = {}
 
@@ -184,6 +185,16 @@ class FakeEngine:
     async def pin(self, digest: str) -> None:
         self.pins.add(digest)
         self.resident.add(digest)
+
+    def merged(self, digest: str) -> bool:
+        return self.base_holds == digest
+
+    async def merge_into_base(self, digest: str) -> None:
+        self.base_holds = digest
+
+    async def take_out_of_base(self, digest: str) -> None:
+        if self.base_holds == digest:
+            self.base_holds = None
 
     async def experts(self, digest: str) -> dict[str, ExpertLoad]:
         return self.loads.get(digest, {}) if digest in self.resident else {}

@@ -18,6 +18,7 @@ from server.engine.copiers import Arrival
 from server.engine.core import EngineCore, Outputs
 from server.engine.grammar import GrammarState
 from server.engine.host_cache import HostCache
+from server.engine.merged_base import MergedBase
 from server.engine.model_runner import ModelRunner
 from server.engine.packing import PackedAdapter
 from server.engine.request import FinishReason, SamplingParams, StepOutput
@@ -165,6 +166,13 @@ class FakeLoader(AdapterLoader):
         self.ended.append(Loaded(digest, None if error else PackedAdapter(digest, blocks, {}, shared), error))
 
 
+class NothingMerged(MergedBase):
+    """There are no weights to merge into."""
+
+    def __init__(self) -> None:
+        self.digest = None
+
+
 class FakeRunner(ModelRunner):
     """Says `next_token`, and keeps a model of the KV pool: which tokens under which adapters each slot holds.
 
@@ -175,6 +183,7 @@ class FakeRunner(ModelRunner):
     def __init__(self, scheduler: Scheduler, storage: FakeStorage) -> None:
         self.scheduler = scheduler
         self.storage = storage
+        self.merged = NothingMerged()
         self.faulty: set[str] = set()
         self.invalid: set[str] = set()
         self.forced: dict[str, int] = {}

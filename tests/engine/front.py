@@ -139,7 +139,7 @@ def front(
 ) -> Front:
     fake = fakes.Engine(blocks=blocks, pages=pages, budget=budget, max_running=max_running)
     runner, loader = GatedRunner(fake.scheduler, fake.storage), SignallingLoader()
-    fake.core._runner, fake.core._loader = runner, loader
+    fake.core._runner, fake.core.loader = runner, loader
     info = EngineInfo(
         model_id="fake",
         fingerprint="base",

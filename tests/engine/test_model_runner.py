@@ -116,7 +116,7 @@ def built() -> Iterator[Bench]:
     arrived = threading.Semaphore(0)
     core = build_core(base, LIMITS, adapter, arrived.release)
     yield Bench(core, Tokenizer(base.tokenizer), arrived)
-    core._loader.close()
+    core.loader.close()
 
 
 def test_kernels_are_told_the_highest_rank_and_to_expect_every_type(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,8 @@ class Proof(FromStore):
 
 class AdapterInfo(FromStore):
     """One version of an adapter. `residency` (where it is nearest: device, host memory, disk), `progress` (while it is
-    loading, the share of its bytes that this machine has) and `pinned` are this server's; the rest is the store's.
+    loading, the share of its bytes that this machine has), `pinned` and `merged_into_base` are this server's; the rest
+    is the store's.
 
     `knobs`: what a request may choose of it, `{"rank": {"max": 8}}`, `{"gate": {"default": 0.5}}` or `{"task":
     {"count": 4}}`; `virtual_tokens`: how many it puts before the prompt; `invocation`: token ids from whose last
@@ -102,6 +103,7 @@ class AdapterInfo(FromStore):
     residency: Residency = Residency.ABSENT
     progress: float | None = None
     pinned: bool = False
+    merged_into_base: bool = False
 
 
 class AdapterList(BaseModel):
@@ -223,6 +225,7 @@ def adapter_body(services: Services, caller: Caller, adapter: info.AdapterInfo) 
     if adapter.digest:
         body.residency = services.engine.residency(adapter.digest)
         body.pinned = services.engine.pinned(adapter.digest)
+        body.merged_into_base = services.engine.merged(adapter.digest)
         if body.residency in (Residency.ABSENT, Residency.LOADING):
             share = services.adapters.share_here(adapter.name, adapter.version, caller.tenant)
             if body.residency is Residency.LOADING:
