@@ -53,8 +53,11 @@ from server.replicas.state import Member
 from server.replicas.teller import Notices
 from server.serving import serve
 from server.settings import Settings, is_loopback
+from server.telemetry import open_tracer
 from server.trials import Trials
 from server.weight_finder import WeightFinder
+
+TRACE_SECONDS = 1.0  # for the last traces, at the end
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     Takes seconds. Raises CodedError (ModelLoadError, StorageFull, StoreUnavailable) if one of them cannot be had: in
     plain words.
     """
+    tracer = open_tracer(settings.otlp_endpoint)
     device = _device(settings)
     keys = keeper_of(settings.api_keys) if settings.api_keys is not None else None
     audit = AuditLog(settings.audit_log) if settings.audit_log is not None else None
@@ -104,10 +108,10 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     metrics.watch_jobs(jobs.counts)
     metrics.watch_access(keys.state if keys else None, (lambda: audit.failures) if audit else None)
     made = (engine, registry, intake, compressor, replicas, metrics, api_settings, drain)
-    services = Services(*made, merger=merger, jobs=jobs, keys=keys, audit=audit)
+    services = Services(*made, merger=merger, jobs=jobs, keys=keys, audit=audit, tracer=tracer)
     # A bucket would be read from end to end by every server that starts: there, files are verified as they are used.
     verified = None if is_remote(settings.store) else registry
-    return create_api(services, lifespan=_lifespan(metrics, engine, replicas, jobs, keys, verified))
+    return create_api(services, lifespan=_lifespan(services, engine, replicas, jobs, keys, verified))
 
 
 def run(settings: Settings) -> None:
@@ -139,7 +143,7 @@ def preload(registry: AdapterRegistry, folder: Path) -> None:
 
 
 def _lifespan(
-    metrics: Metrics,
+    services: Services,
     engine: AsyncEngine,
     replicas: Replicas,
     jobs: Jobs,
@@ -149,7 +153,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         stopping = threading.Event()
-        watch = LoopWatch(metrics.loop_lag)
+        watch = LoopWatch(services.metrics.loop_lag)
         watch.start()
         engine.start()
         replicas.start()
@@ -170,6 +174,10 @@ def _lifespan(
                     await asyncio.to_thread(keys.stop)
             finally:
                 await engine.stop()
+                if services.tracer is not None:
+                    last = threading.Thread(target=services.tracer.close, name="last-traces", daemon=True)
+                    last.start()
+                    await asyncio.to_thread(last.join, TRACE_SECONDS)
 
     return lifespan
 

@@ -1,10 +1,12 @@
-"""Logging: one line per event, as text for people or JSON for machines; never a prompt."""
+"""Logging: one line per event, as text for people or JSON for machines; never a prompt, an answer or a key."""
 
 import logging
 import sys
 from typing import Literal
 
 import structlog
+
+from server.api.current import CURRENT
 
 # Fields that logging (and uvicorn, for terminals) sets on a record; what else is there came from `extra=` and is shown.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
@@ -13,6 +15,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 def configure(level: str, form: Literal["text", "json"]) -> None:
     """Send every log line to stderr through structlog. Called once, by `server.app.run`."""
     shared: list[structlog.types.Processor] = [
+        _request,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -21,7 +24,7 @@ def configure(level: str, form: Literal["text", "json"]) -> None:
     text = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     renderers = [structlog.processors.JSONRenderer()] if form == "json" else [_escaped, text]
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*shared, _extras],
+        foreign_pre_chain=[_extras, *shared],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -31,6 +34,16 @@ def configure(level: str, form: Literal["text", "json"]) -> None:
     root.setLevel(level.upper())
     for noisy in ("httpx", "httpcore", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _request(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """The id and the trace of the request on whose way the line was written. The engine's lines have ids of their own,
+    which begin with the request's."""
+    if (current := CURRENT.get()) is not None:
+        event.setdefault("request_id", current.request_id)
+        if current.trace_id:
+            event["trace_id"] = current.trace_id
+    return event
 
 
 def _extras(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:

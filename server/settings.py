@@ -28,7 +28,9 @@ TABLE_START, TABLE_END = "<!-- options: start -->", "<!-- options: end -->"
 
 # No query: it could lift the time-outs.
 _REDIS = re.compile(r"rediss?://[^/?#\s]+(/[0-9]{0,5})?|unix://[^?#\s]*/[^?#\s]+")
-_SECRET = frozenset({"redis", "api_keys"})  # options whose value may hold a password: it is not repeated
+_COLLECTOR = re.compile(r"https?://[^/?#\s@]+(/[^?#\s]*)?")  # no password: OTEL_EXPORTER_OTLP_HEADERS is for those
+# Options whose value may hold a password: it is not repeated.
+_SECRET = frozenset({"redis", "api_keys", "otlp_endpoint"})
 
 
 class SettingsError(ValueError):
@@ -176,6 +178,12 @@ class Settings(BaseSettings):
         "`engine_stuck`; after a quarter of it `/ready` says 503.",
         "SECONDS",
     )
+    otlp_endpoint: str | None = _option(
+        None,
+        "Collector that traces are sent to (OTLP over HTTP, such as `http://127.0.0.1:4318`); needs `polyrank[otel]`. "
+        "The standard `OTEL_` variables are heeded, and turn traces on too.",
+        "URL",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = _option(
         "info", "Least weight of a line in the log.", "debug|info|warning|error"
     )
@@ -212,6 +220,13 @@ class Settings(BaseSettings):
             check_redis(value)
         elif value is not None and not value.strip():
             raise ValueError("must name a file or a Redis")
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector(cls, value: str | None) -> str | None:
+        if value is not None and not _COLLECTOR.fullmatch(value):
+            raise ValueError("must be http://host[:port][/path], or https:// likewise")
         return value
 
     @field_validator("rate_limit")

@@ -75,7 +75,7 @@ def create_api(services: Services, lifespan: Lifespan[FastAPI] | None = None) ->
         api.add_exception_handler(kind, _answer_error)
     api.add_middleware(BrowserGuard, settings=services.settings)
     api.add_middleware(DrainGate, drain=services.drain)
-    api.add_middleware(RequestContext, metrics=services.metrics, audit=services.audit)
+    api.add_middleware(RequestContext, metrics=services.metrics, audit=services.audit, tracer=services.tracer)
     return api
 
 

@@ -12,11 +12,13 @@ from typing import Any
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.current import CURRENT, Current, trace_id_of
 from server.api.dependencies import CALLER
 from server.api.disconnect import to_the_end
 from server.api.drain import PROBES
 from server.api.errors import UnexpectedError, error_response, stopped
 from server.api.services import Audit
+from server.api.tracing import RequestSpan, Tracer
 from server.api.writes import WRITE, Write, write_line
 from server.metrics import Metrics
 
@@ -30,16 +32,34 @@ LAST_WORDS_SECONDS = 1.0
 class RequestContext:
     """ASGI middleware. A plain one: starlette's BaseHTTPMiddleware would hide the client's disconnect."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, audit: Audit | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, audit: Audit | None = None, tracer: Tracer | None = None
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._audit = audit
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         scope[REQUEST_ID] = _request_id(scope)
+        span = self._span(scope)
+        trace_id = span.trace_id if span else trace_id_of(scope["headers"])
+        current = Current(scope[REQUEST_ID], trace_id, [] if span else None)
+        token = CURRENT.set(current)
+        try:
+            await self._answered(scope, receive, send, span)
+        finally:
+            CURRENT.reset(token)
+
+    def _span(self, scope: Scope) -> RequestSpan | None:
+        if self._tracer is None or scope["path"] in PROBES:
+            return None
+        return self._tracer.begin(scope["method"], scope["headers"])
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send, span: RequestSpan | None) -> None:
         answer = _Answer(scope, send, self._note)
         started = time.perf_counter()
         try:
@@ -52,7 +72,7 @@ class RequestContext:
         except Exception:
             if answer.lost:
                 return
-            _log.exception("request %s failed", scope[REQUEST_ID])
+            _log.exception("request_failed", extra={"request_id": scope[REQUEST_ID]})
             if answer.status:  # half an answer is out: let the server cut the connection
                 raise
             await error_response(Request(scope), UnexpectedError())(scope, receive, answer.send)
@@ -65,6 +85,9 @@ class RequestContext:
             if code := scope.get("polyrank.error_code"):
                 self._metrics.rejected(code)
             _log_answer(scope, route, status, seconds)
+            if span is not None:
+                current = CURRENT.get()
+                span.end(route, status, _span_facts(scope), (current and current.timelines) or ())
 
     async def _note(self, scope: Scope, status: int) -> None:
         """The line in the record of changes, before the client is told."""
@@ -86,6 +109,18 @@ def _log_answer(scope: Scope, route: str, status: int, seconds: float) -> None:
     if code := scope.get("polyrank.error_code"):
         facts["code"] = code
     _log.log(logging.DEBUG if route in PROBES else logging.INFO, "request", extra={"answer": facts})
+
+
+def _span_facts(scope: Scope) -> dict[str, str]:
+    """Who answered, and the error: nothing of the content."""
+    headers = scope.get(ANSWER_HEADERS, {})
+    found = {
+        "request_id": scope[REQUEST_ID],
+        "adapter": headers.get("X-Adapter"),
+        "digest": headers.get("X-Adapter-Digest"),
+        "code": scope.get("polyrank.error_code"),
+    }
+    return {name: str(value) for name, value in found.items() if value}
 
 
 async def _last_words(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server.api.call import Call
+from server.api.current import CURRENT
 from server.api.disconnect import cancel_all, to_the_end, unless_disconnected
 from server.api.errors import RequestAborted
 from server.api.services import Engine, GenerationStream, Services
@@ -38,6 +39,9 @@ class Generations:
         """Room is asked for all before any is submitted; if one is refused, those before it are aborted."""
         engine.check_capacity(len(requests))
         timer = metrics.generation(endpoint, len(requests))
+        current = CURRENT.get()
+        if current is not None and current.timelines is not None:
+            requests = [replace(request, traced=True) for request in requests]
         streams: list[GenerationStream] = []
         try:
             for request in requests:
@@ -71,6 +75,7 @@ class Generations:
         """Carry one stream into the queue, no further ahead of the client than there is room."""
         try:
             async for output in stream:
+                _note(output)
                 _raise_failure(output)
                 self._timer.output(index, output)
                 await self._room[index].acquire()
@@ -94,6 +99,13 @@ class Generations:
 async def close_all(streams: Sequence[GenerationStream]) -> None:
     """Close each, even if the closing of another fails."""
     await asyncio.gather(*(stream.aclose() for stream in streams), return_exceptions=True)
+
+
+def _note(output: StepOutput) -> None:
+    """The readers run in the context of the request that opened them."""
+    current = CURRENT.get()
+    if output.timeline is not None and current is not None and current.timelines is not None:
+        current.timelines.append(output.timeline)
 
 
 def _raise_failure(output: StepOutput) -> None:

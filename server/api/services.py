@@ -12,6 +12,7 @@ from adapters_store.compression.recipe import Bounds, Recipe
 from adapters_store.info import AdapterInfo, AdapterRef
 from server.access.key import Key
 from server.api.drain import Drain
+from server.api.tracing import Tracer
 from server.engine.request import GenerationRequest, StepOutput
 from server.engine.status import EngineInfo, EngineStats, ExpertLoad, Residency
 from server.jobs.job import Job
@@ -221,4 +222,5 @@ class Services:
     keys: Keys | None = field(default=None, kw_only=True)
     audit: Audit | None = field(default=None, kw_only=True)
     drain: Drain = field(default_factory=Drain)
+    tracer: Tracer | None = None
     started: int = field(default_factory=lambda: int(time.time()))

@@ -86,7 +86,7 @@ class EventStream(Response):
         except Exception as error:
             failure = coded(error)
             if failure is not error:
-                _log.exception("stream failed")
+                _log.exception("stream_failed")
             scope["polyrank.error_code"] = failure.code
             data = error_event(self._error_body(failure))
             await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from adapters_store.errors import CodedError
 from adapters_store.forms import AdapterWeights
@@ -26,6 +26,7 @@ from server.engine.step_watch import StepWatch
 from server.errors import EngineFailure, ModelOutputInvalid, NotReady
 
 LOADS_IN_FLIGHT = 4  # adapters being read or waiting for room in the pool
+MAX_IDS = 16  # of requests in a line of the log
 PREFETCHES = 8  # further wishes that are brought into host memory meanwhile
 
 log = logging.getLogger(__name__)
@@ -229,6 +230,7 @@ class EngineCore:
     def _begin_loads(self) -> None:
         adapters = self.scheduler.adapters
         for digest in adapters.take_wanted(LOADS_IN_FLIGHT, urgent=self.scheduler.awaited):
+            self.watch.load_begins(digest)
             self.loader.start(digest)
         wished = adapters.next_wanted(PREFETCHES)
         self.loader.prefetch([digest for digest in wished if digest not in self._prefetched])
@@ -285,6 +287,7 @@ class EngineCore:
         started = time.monotonic()
         arrival = self._storage.write(placement, adapter)
         self.loader.seconds.place.observe(time.monotonic() - started)
+        self.watch.load_ends(adapter.digest)
         if arrival is not None:
             adapters.await_bytes(adapter.digest)
             self._arrivals.append((adapter.digest, arrival))
@@ -304,17 +307,18 @@ class EngineCore:
 
     def _fail_load(self, loaded: Loaded) -> Outputs:
         """Every request that waits for this adapter gets the reason; others do not notice."""
-        log.warning("adapter_load_failed", extra={"digest": loaded.digest, "reason": str(loaded.error)})
+        waiting = [s for s in self.scheduler.waiting if loaded.digest in s.digests]
+        facts = {"digest": loaded.digest, "reason": str(loaded.error), "requests": _ids(waiting)}
+        log.warning("adapter_load_failed", extra=facts)
         self.scheduler.adapters.unpin(loaded.digest)
         self.scheduler.adapters.fail(loaded.digest)
-        waiting = [s for s in self.scheduler.waiting if loaded.digest in s.digests]
         return [self._fail(sequence.request_id, loaded.error) for sequence in waiting]
 
     def _compute(self, batch: ScheduledBatch) -> Outputs:
         try:
             sampled = self._runner.run(batch, self._answers)
         except Exception:
-            log.exception("step_failed", extra={"sequences": len(batch.entries)})
+            log.exception("step_failed", extra={"requests": _ids(entry.sequence for entry in batch.entries)})
             return self._compute_alone(batch)
         outputs: Outputs = []
         for entry, chosen in zip(batch.entries, sampled, strict=True):
@@ -376,6 +380,8 @@ class EngineCore:
         del self._answers[sequence.request_id]
         self.scheduler.remove(sequence)
         self.watch.ended(sequence)
+        if sequence.request.traced:
+            output = replace(output, timeline=self.watch.timeline(sequence))
         return sequence.request_id, output
 
 
@@ -385,6 +391,11 @@ def _too_large(adapter: PackedAdapter) -> NotReady:
         "beside what this request and pins need; raise --adapter-memory or --device-memory.",
         code="adapter_memory_full",
     )
+
+
+def _ids(sequences: Iterable[Sequence]) -> list[str]:
+    """For the log: each begins with the id of its HTTP request."""
+    return [sequence.request_id for sequence in sequences][:MAX_IDS]
 
 
 def _digests(sequences: Iterable[Sequence]) -> tuple[str, ...]:

@@ -88,6 +88,7 @@ class GenerationRequest:
     keep), again after a preemption; it must not fail. hidden_probe: likewise with how many tokens have been generated
     and what the last decoder layer, before the final norm, gives at the last position ([hidden size], of the model's
     dtype), once for each token that is then chosen; what is computed again after a failure is shown again.
+    traced: the last output is to have the request's timeline.
     """
 
     request_id: str
@@ -98,6 +99,7 @@ class GenerationRequest:
     add_special_tokens: bool = True
     probe: Callable[[int, Any], None] | None = None
     hidden_probe: Callable[[int, Any], None] | None = None
+    traced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +124,30 @@ class PromptOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class Timeline:
+    """When a request came, its first step began, its first token was there, it ended: monotonic seconds, 0 for never.
+
+    loads: of the adapters that it waited for: digest, and when the load was begun and had its place in device memory.
+    """
+
+    added: float
+    begun: float
+    answered: float
+    ended: float
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    loads: tuple[tuple[str, float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """What one step gave one request.
 
     token_id: None when the event carries no token (prompt facts, abort, error); text: new text that is certain not to
     be part of a stop string or of an unfinished UTF-8 character; logprob and top: as asked for. The last event of a
-    request has a finish_reason; `stop_reason` is the string or token id that ended it; `error` when that is ERROR.
+    request has a finish_reason; `stop_reason` is the string or token id that ended it; `error` when that is ERROR;
+    `timeline` if the request is traced.
     """
 
     token_id: int | None = None
@@ -138,3 +158,4 @@ class StepOutput:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: CodedError | None = None
+    timeline: Timeline | None = None

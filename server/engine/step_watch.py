@@ -6,7 +6,7 @@ import time
 from adapters_store.histogram import Histogram
 from server.engine.adapter_loader import LoadSeconds
 from server.engine.batch import ScheduledBatch
-from server.engine.request import TRIAL
+from server.engine.request import TRIAL, Timeline
 from server.engine.sequence import Sequence
 from server.engine.status import AdapterUse, Figures
 
@@ -14,6 +14,7 @@ WAIT_BOUNDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5
 STEP_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 ADAPTER_BOUNDS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 TOKEN_BOUNDS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
+MAX_LOADS = 1000  # whose times are kept
 MAX_USES = 10_000  # adapters told apart between two readings
 NEWEST_SHARE = 0.1  # of the last base step in the usual time of such steps
 
@@ -36,11 +37,38 @@ class StepWatch:
         self._usual: dict[int, float] = {}  # rows -> seconds of a decode step without adapters
         self._compared = self._compared_base = 0.0
         self._began, self._decodes, self._distinct = 0.0, True, 0  # of the step that is computed
+        self._load_times: dict[str, tuple[float, float]] = {}  # by digest, the last load's; the end is 0 until then
         self._uses: dict[str, AdapterUse] = {}
         self._lock = threading.Lock()
 
     def added(self, sequence: Sequence) -> None:
         sequence.added = time.monotonic()
+
+    def load_begins(self, digest: str) -> None:
+        self._load_times.pop(digest, None)
+        self._load_times[digest] = (time.monotonic(), 0.0)
+        if len(self._load_times) > MAX_LOADS:
+            del self._load_times[next(iter(self._load_times))]
+
+    def load_ends(self, digest: str) -> None:
+        begun, _ = self._load_times.get(digest, (0.0, 0.0))
+        if begun:
+            self._load_times[digest] = (begun, time.monotonic())
+
+    def timeline(self, sequence: Sequence) -> Timeline:
+        """Of a sequence that has ended."""
+        now = time.monotonic()
+        loads = [(digest, *self._load_times.get(digest, (0.0, 0.0))) for digest in sequence.digests]
+        return Timeline(
+            added=sequence.added,
+            begun=sequence.begun,
+            answered=sequence.answered,
+            ended=now,
+            prompt_tokens=sequence.num_prompt - sequence.num_virtual,
+            cached_tokens=max(0, sequence.num_cached - sequence.num_virtual),
+            output_tokens=sequence.num_output,
+            loads=tuple(load for load in loads if load[2] > sequence.added and load[1] < (sequence.begun or now)),
+        )
 
     def begins(self, batch: ScheduledBatch) -> None:
         """A step is about to compute this batch."""

@@ -1,5 +1,6 @@
 """One line per answered request, with what an operator needs and nothing of the content."""
 
+import json
 import logging
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ import pytest
 
 from server import logs
 from server.api.drain import PROBES
+from tests.api.fake_engine import FakeEngine
 
 
 async def test_a_line_per_request_without_its_content(
@@ -29,6 +31,27 @@ async def test_a_line_per_request_without_its_content(
     assert "secret" not in caplog.text + str(answers)
     assert [record.levelno for record in lines] == [logging.INFO, logging.INFO, logging.DEBUG]
     assert "/health" in PROBES
+
+
+async def test_every_line_on_the_way_of_a_request_has_its_id(
+    client: httpx.AsyncClient, engine: FakeEngine, root: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    engine.refuse = ValueError("an unforeseen fault")
+    logs.configure("info", "json")
+    headers = {"X-Request-Id": "mine", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    await client.post("/generate", json={"inputs": "a"}, headers=headers)
+    await client.post("/generate", json={"inputs": "a"}, headers={"X-Request-Id": "b\x1b", "traceparent": "forged"})
+    logging.getLogger("test").info("of nobody")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["event"] for line in lines] == [*("request_failed", "request") * 2, "of nobody"]
+    first, second = lines[:2], lines[2:4]
+    assert "an unforeseen fault" in first[0]["exception"]
+    assert {(line["request_id"], line["trace_id"]) for line in first} == {("mine", trace)}
+    assert second[0]["request_id"] == second[1]["request_id"]
+    assert second[0]["request_id"].isalnum()
+    assert not [line for line in (*second, lines[4]) if "trace_id" in line]
+    assert "request_id" not in lines[4]
 
 
 @pytest.fixture
