@@ -20,13 +20,12 @@ from server.engine.quarantine import Quarantine
 from server.engine.request import TRIAL, FinishReason, StepOutput, WeightedAdapter, named
 from server.engine.sampler import Sampled
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Sequence
+from server.engine.sequence import digests_of, ids_of
 from server.engine.status import EngineStats, Residency
 from server.engine.step_watch import StepWatch
 from server.errors import EngineFailure, ModelOutputInvalid, NotReady
 
 LOADS_IN_FLIGHT = 4  # adapters being read or waiting for room in the pool
-MAX_IDS = 16  # of requests in a line of the log
 PREFETCHES = 8  # further wishes that are brought into host memory meanwhile
 
 log = logging.getLogger(__name__)
@@ -220,8 +219,8 @@ class EngineCore:
             host_misses_total=loader.host.counters.misses,
             host_evictions_total=loader.host.counters.evictions,
             kv_blocks_lent=blocks.num_lent,
-            running_adapters=_digests(scheduler.running),
-            waiting_adapters=_digests(scheduler.waiting),
+            running_adapters=digests_of(scheduler.running),
+            waiting_adapters=digests_of(scheduler.waiting),
             gated_adapters_resident=self.experts.resident,
             expert_entropies=self.experts.entropies,
             merged_into_base=int(self.merged.digest is not None),
@@ -308,7 +307,7 @@ class EngineCore:
     def _fail_load(self, loaded: Loaded) -> Outputs:
         """Every request that waits for this adapter gets the reason; others do not notice."""
         waiting = [s for s in self.scheduler.waiting if loaded.digest in s.digests]
-        facts = {"digest": loaded.digest, "reason": str(loaded.error), "requests": _ids(waiting)}
+        facts = {"digest": loaded.digest, "reason": str(loaded.error), "requests": ids_of(waiting)}
         log.warning("adapter_load_failed", extra=facts)
         self.scheduler.adapters.unpin(loaded.digest)
         self.scheduler.adapters.fail(loaded.digest)
@@ -318,7 +317,7 @@ class EngineCore:
         try:
             sampled = self._runner.run(batch, self._answers)
         except Exception:
-            log.exception("step_failed", extra={"requests": _ids(entry.sequence for entry in batch.entries)})
+            log.exception("step_failed", extra={"requests": ids_of(entry.sequence for entry in batch.entries)})
             return self._compute_alone(batch)
         outputs: Outputs = []
         for entry, chosen in zip(batch.entries, sampled, strict=True):
@@ -391,13 +390,3 @@ def _too_large(adapter: PackedAdapter) -> NotReady:
         "beside what this request and pins need; raise --adapter-memory or --device-memory.",
         code="adapter_memory_full",
     )
-
-
-def _ids(sequences: Iterable[Sequence]) -> list[str]:
-    """For the log: each begins with the id of its HTTP request."""
-    return [sequence.request_id for sequence in sequences][:MAX_IDS]
-
-
-def _digests(sequences: Iterable[Sequence]) -> tuple[str, ...]:
-    """The adapters of these sequences that have a name: those on trial have none."""
-    return tuple(sorted({d for s in sequences for d in s.digests if not d.startswith(TRIAL)}))

@@ -1,10 +1,13 @@
 """A request inside the engine: its tokens, how far they are computed, and what it holds."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence as TokenSequence
 
 from server.engine.activation import VIRTUAL, activations, num_virtual_tokens
 from server.engine.block_pool import PrefixKeys
-from server.engine.request import Candidate, GenerationRequest
+from server.engine.request import TRIAL, Candidate, GenerationRequest
+
+MAX_IDS = 16  # of requests in a line of the log
 
 
 class Sequence:
@@ -75,3 +78,13 @@ class Sequence:
         """Whether every position must be computed, cached or not: hidden states are not to depend on who came before,
         by as much as a last bit."""
         return self.wants_prompt_logits or self.request.hidden_probe is not None
+
+
+def ids_of(sequences: Iterable[Sequence]) -> list[str]:
+    """For the log: each begins with the id of its HTTP request."""
+    return [sequence.request_id for sequence in sequences][:MAX_IDS]
+
+
+def digests_of(sequences: Iterable[Sequence]) -> tuple[str, ...]:
+    """The adapters of these sequences that have a name: those on trial have none."""
+    return tuple(sorted({d for s in sequences for d in s.digests if not d.startswith(TRIAL)}))
