@@ -1,7 +1,7 @@
 """Generators by name: versions in the log and files by digest, as adapters have, under names of their own."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,18 +86,27 @@ class Generators:
         return infos, found[limit - 1] if len(found) > limit else None
 
     def require_free(
-        self, name: str, tenant: str = "public", if_match: str | None = None, replace: bool = False
+        self,
+        name: str,
+        tenant: str = "public",
+        if_match: str | None = None,
+        replace: bool = False,
+        *,
+        recipe: str | None = None,
     ) -> GeneratorInfo | None:
-        """Refuses a name whose next version may not be written, before any work; what it holds now.
+        """Refuses a name whose next version may not be written, before any work; what it holds, if its provenance names
+        this recipe.
 
         Raises AdapterInvalid `bad_name`, AdapterConflict, PreconditionFailed, StoreUnavailable.
         """
         names.check_name(name, *self._base.names, what="generator")
         names.check_tenant(tenant)
         self._catalogue.refresh_name(tenant, name)
-        self._check_free(tenant, name, None, if_match, replace)
         current = self._current(tenant, name)
-        return _info(name, current) if current is not None else None
+        if current is not None and recipe is not None and current.info.provenance.get("recipe") == recipe:
+            return _info(name, current)
+        self._check_free(tenant, name, None, if_match, replace)
+        return None
 
     def add(
         self,
@@ -151,10 +160,18 @@ class Generators:
                 return
         raise names.busy(name)
 
-    def load(self, info: GeneratorInfo) -> Generator:
-        """The generator itself, its file verified. Raises AdapterCorrupt, StoreUnavailable, AdapterInvalid."""
+    @contextmanager
+    def opened(self, info: GeneratorInfo) -> Iterator[tuple[Generator, Path]]:
+        """The generator itself, and its verified file for as long as the context lasts.
+
+        Raises AdapterCorrupt, StoreUnavailable, AdapterInvalid.
+        """
         with self._log.blob(Blob(info.digest, info.bytes)) as path:
-            return generator_file.load(path, self._base, self._limits, digest=info.digest)
+            try:
+                generator = generator_file.load(path, self._base, self._limits, digest=info.digest)
+            except OSError as error:
+                raise read_error(error, "file") from error
+            yield generator, path
 
     def open_file(self, reference: str, tenant: str = "public") -> tuple[int, Iterator[bytes]]:
         """Size and bytes of the file, verified before the first block; closing the iterator releases it."""

@@ -35,13 +35,13 @@ class BaseName:
 @dataclass(frozen=True, slots=True)
 class BaseCheck:
     """How an upload was found to belong to the base. by: `weights` (the file's copies of the base's own weights are
-    equal to them), `name` (its config names this base, and all shapes agree) or `shapes` (those alone); named: what
-    the config names.
+    equal to them), `name` (its config names this base, and all shapes agree), `shapes` (those alone) or
+    `fingerprint` (it was made by a generator of this very base); named: what the config names.
 
     PEFT's files hold no fingerprint; the one of the base that they were checked against is in `BaseName`.
     """
 
-    by: Literal["weights", "name", "shapes"]
+    by: Literal["weights", "name", "shapes", "fingerprint"]
     named: str | None
 
 

@@ -138,11 +138,11 @@ class AdapterRegistry:
 
     def require_free(
         self, name: str, modules: forms_file.Modules | FormFiles, tenant: str, if_match: str | None, replace: bool
-    ) -> None:
-        """Refuses what `add_forms` would refuse of this name, before anything is measured."""
+    ) -> bool:
+        """Refuses what `add_forms` would refuse, before anything is measured; whether the name holds this now."""
         names.check_name(name, *self.base.names)
         self.catalogue.refresh_name(tenant, name)
-        self._check_free(tenant, name, contents(made_files(modules))[0], if_match, replace)
+        return self._check_free(tenant, name, contents(made_files(modules))[0], if_match, replace) is not None
 
     def add_forms(
         self,
@@ -154,16 +154,18 @@ class AdapterRegistry:
         tenant: str = "public",
         if_match: str | None = None,
         replace: bool = False,
+        proof: Proof | None = None,
     ) -> tuple[AdapterInfo, bool]:
         """Stores forms that the server has made as the next version of a name; otherwise as `add`.
 
-        event: what made them; told: more fields of the manifest: kind, warnings, provenance, compression.
+        event: what made them; told: more fields of the manifest: kind, warnings, provenance, compression; proof: of one
+        that was tried out.
         """
         names.check_name(name, *self.base.names)
         names.check_tenant(tenant)
         manifest, files, blobs = of_forms(self.base, modules, told)
         self.catalogue.refresh_name(tenant, name)
-        return self._append(tenant, name, event, manifest, files, blobs, if_match, replace)
+        return self._append(tenant, name, event, manifest, files, blobs, if_match, replace, proof)
 
     def add_collection(
         self, adapters: Sequence[MadeForms], event: str, tenant: str = "public"

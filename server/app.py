@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -18,6 +19,7 @@ from fastapi import FastAPI
 from adapters_store.cache import CachePlace
 from adapters_store.compression.recipe import in_memory
 from adapters_store.errors import CodedError
+from adapters_store.generators import Generators
 from adapters_store.limits import Limits
 from adapters_store.log import Log, open_store
 from adapters_store.places import is_remote
@@ -30,13 +32,14 @@ from server.api.application import create_api
 from server.api.dependencies import Caller
 from server.api.drain import Drain
 from server.api.pins import release_replaced
-from server.api.routes import merge
+from server.api.routes import generators, merge
 from server.api.services import ApiSettings, Services
 from server.compressor import Compressor
 from server.engine.async_engine import AsyncEngine
 from server.engine.build import build_engine
 from server.engine.compute_threads import in_passing
 from server.engine.limits import EngineLimits
+from server.generator_trainer import GeneratorTrainer
 from server.intake import Intake
 from server.jobs.service import Jobs, Place
 from server.loading import ending_at_once, leave
@@ -53,6 +56,8 @@ from server.replicas.state import Member
 from server.replicas.teller import Notices
 from server.serving import serve
 from server.settings import Settings, is_loopback
+from server.synthesizer import Synthesizer
+from server.task_vectors import TaskVectors
 from server.telemetry import open_tracer
 from server.trials import Trials
 from server.weight_finder import WeightFinder
@@ -104,11 +109,15 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     metrics.watch_store(registry.catalogue, engine.stats, engine.held)
     metrics.watch_uses(engine.take_uses)
     merger = Merger(registry, replaced, WeightFinder(engine))
-    jobs = Jobs({merge.KIND: merger}, _jobs_place(settings, store))
+    kept, vectors = Generators(store, spec, registry.limits), TaskVectors(engine)
+    trainer = GeneratorTrainer(registry, kept, vectors)
+    synthesizer = Synthesizer(registry, kept, vectors, intake, replaced)
+    jobs = Jobs({merge.KIND: merger, generators.KIND: trainer}, _jobs_place(settings, store))
     metrics.watch_jobs(jobs.counts)
     metrics.watch_access(keys.state if keys else None, (lambda: audit.failures) if audit else None)
     made = (engine, registry, intake, compressor, replicas, metrics, api_settings, drain)
-    services = Services(*made, merger=merger, jobs=jobs, keys=keys, audit=audit, tracer=tracer)
+    generating: dict[str, Any] = {"generators": kept, "trainer": trainer, "synthesizer": synthesizer}
+    services = Services(*made, merger=merger, jobs=jobs, keys=keys, audit=audit, tracer=tracer, **generating)
     # A bucket would be read from end to end by every server that starts: there, files are verified as they are used.
     verified = None if is_remote(settings.store) else registry
     return create_api(services, lifespan=_lifespan(services, engine, replicas, jobs, keys, verified))

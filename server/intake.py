@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from adapters_store.candidate import Candidate
 from adapters_store.errors import CodedError
 from adapters_store.forms import AdapterWeights
 from adapters_store.info import AdapterInfo, Notice, Probe
@@ -59,22 +58,23 @@ class Intake:
         found = await asyncio.to_thread(
             self._registry.candidate, name, config, weights, tenant=tenant, if_match=if_match, replace=replace
         )
-        tried = KNOWN if found.known else await self._try(found)
+        tried = KNOWN if found.known else await self.tried(lambda: self._registry.weights(found), name, tenant)
         return await asyncio.to_thread(self._registry.store, found, found.proof(tried))
 
-    async def _try(self, found: Candidate) -> Probe | Notice:
+    async def tried(self, load: Callable[[], AdapterWeights], name: str, tenant: str) -> Probe | Notice:
+        """What an adapter that is not stored yet changes, or why that is not known. load: its forms; blocking."""
         try:
             async with asyncio.timeout(PROBE_SECONDS), self._turn:
-                weights = await asyncio.to_thread(lambda: self._served(self._registry.weights(found)))
+                weights = await asyncio.to_thread(lambda: self._served(load()))
                 with self._trials.on_trial(self._engine, weights) as digest:
                     # Without its invocation, which this prompt lacks, it acts everywhere, and the probe says something.
                     virtual_tokens = 0 if weights.context is None else weights.context.num_tokens
                     tried = WeightedAdapter(digest, virtual_tokens=virtual_tokens)
-                    return await divergence.change(self._engine, PROMPT, tried, found.tenant)
+                    return await divergence.change(self._engine, PROMPT, tried, tenant)
         except TimeoutError:
             return Notice("probe_timeout", f"The engine was too busy to try the adapter within {PROBE_SECONDS:g} s.")
         except CodedError as error:
             return Notice(error.code, error.message)
         except Exception as error:
-            log.exception("probe_failed", extra={"adapter": found.name})
+            log.exception("probe_failed", extra={"adapter": name})
             return Notice("probe_failed", f"The probe failed ({type(error).__name__}); see the server's log.")

@@ -37,6 +37,11 @@ def write_source(folder: Path, index: int, modules: Mapping[str, LowRank]) -> No
     tensors.write(_source_file(folder, index), _named(modules))
 
 
+def read_source(folder: Path, index: int) -> Mapping[str, tuple[Form, ...]]:
+    """What `write_source` has written, one delta for each module, read when it is asked for."""
+    return _Stored(safe_open(_source_file(folder, index), framework="pt"))
+
+
 def run(folder: Path, order: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Merges what `order` says and writes `FORMS_FILE`; the facts of its forms, and of `lego` its clusters.
 
@@ -47,11 +52,7 @@ def run(folder: Path, order: Mapping[str, Any], progress: Progress) -> dict[str,
     found = base["found"]
     weights = found["weights"] if found else [source["weight"] for source in order["sources"]]
     sources = [
-        Source(
-            _Stored(safe_open(_source_file(folder, index), framework="pt")),
-            weight,
-            base["rslora"] and index == 0,
-        )
+        Source(read_source(folder, index), weight, base["rslora"] and index == 0)
         for index, weight in enumerate(weights)
     ]
     merged = merge(sources, order["method"], order["parameters"], specs, progress, order["max_rank"])

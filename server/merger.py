@@ -75,7 +75,7 @@ class Merger:
         told = parameters.parse(methods.find(method).parameters, method, given).model_dump(exclude_none=True)
         infos = [registry.info(f"sha256:{source.digest}", source.tenant) for source, _ in sources]
         for info in infos:
-            _check_mergeable(info)
+            check_mergeable(info)
         is_sum = method == "cat" or (method == SEARCHED and "rank" not in told)
         ranks = sum(info.rank.max for info in infos) if is_sum else told.get("rank", 0)
         if ranks > registry.limits.max_rank:
@@ -164,7 +164,8 @@ def _searched(order: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _check_mergeable(info: AdapterInfo) -> None:
+def check_mergeable(info: AdapterInfo) -> None:
+    """Raises AdapterInvalid `feature_unsupported` for what is more than low-rank deltas that always act."""
     others = [f"`{form}`" for form in info.forms if form not in MERGEABLE]
     others += ["virtual tokens"] if info.virtual_tokens else []
     others += ["invocation tokens"] if info.invocation else []

@@ -9,10 +9,10 @@ from adapters_store.errors import AdapterInvalid
 from adapters_store.merging.search import Found, WeightSearch
 from server.divergence import Stream
 from server.engine.request import FinishReason, GenerationRequest, SamplingParams, WeightedAdapter
-from server.errors import EngineFailure, Overloaded
+from server.errors import EngineFailure
+from server.patience import submitted
 
 AT_ONCE = 8  # examples in the batch at a time, so that others' requests find room beside them
-PATIENCE = 120  # times that an engine which takes no more requests is asked again, a second apart
 Progress = Callable[[float], None]
 Labelled = tuple[tuple[int, ...], int]  # tokens of prompt and answer, and where the answer begins
 
@@ -88,7 +88,7 @@ class WeightFinder:
         tokens, start = example
         params = SamplingParams(max_tokens=0, temperature=0, prompt_logprobs=0)
         request = GenerationRequest(f"search-{secrets.token_hex(8)}", tokens, params, adapters, tenant)
-        stream = await self._submitted(request)
+        stream = await submitted(self._engine, request)
         try:
             async for output in stream:
                 if output.finish_reason is FinishReason.ERROR and output.error is not None:
@@ -98,12 +98,3 @@ class WeightFinder:
         finally:
             await stream.aclose()
         raise EngineFailure("A trial of the search ended before it was computed.")
-
-    async def _submitted(self, request: GenerationRequest) -> Stream:
-        """Others' requests come first: a full queue is waited for."""
-        for _ in range(PATIENCE):
-            try:
-                return await self._engine.submit(request)
-            except Overloaded:
-                await asyncio.sleep(1)
-        return await self._engine.submit(request)

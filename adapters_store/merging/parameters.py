@@ -1,7 +1,7 @@
 """The parameters of every merge method: what each knows, with its defaults; what it does not know is refused."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import TypedDict
@@ -155,14 +155,20 @@ class WeightSearch(Parameters):
     seed: Seed = 0
 
 
-def parse(model: type[Parameters], method: str, given: Mapping[str, Any]) -> Parameters:
-    """A method's parameters. Raises AdapterInvalid `unknown_parameter` or `bad_parameter`, which name the field."""
+P = TypeVar("P", bound=Parameters)
+
+
+def parse(model: type[P], method: str, given: Mapping[str, Any], place: str = "parameters") -> P:
+    """A method's parameters. place: the field that holds them.
+
+    Raises AdapterInvalid `unknown_parameter` or `bad_parameter`, which name the field.
+    """
     try:
         return model.model_validate(dict(given))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"][:1]) or None
-    param = f"parameters.{field[:64]}" if field else "parameters"
+    param = f"{place}.{field[:64]}" if field else place
     if first["type"] == "extra_forbidden":
         known = ", ".join(f"`{name}`" for name in model.model_fields)
         text = f"The method `{method}` has no parameter `{(field or '')[:64]}`; it has {known}."

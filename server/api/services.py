@@ -9,6 +9,8 @@ from typing import Any, Protocol, Self
 
 from adapters_store.compression.jointly import JointRecipe
 from adapters_store.compression.recipe import Bounds, Recipe
+from adapters_store.generation.orders import TaskSpec, Wanted
+from adapters_store.generators import GeneratorInfo
 from adapters_store.info import AdapterInfo, AdapterRef
 from server.access.key import Key
 from server.api.drain import Drain
@@ -168,6 +170,70 @@ class Merger(Protocol):
     ) -> Planned: ...
 
 
+class Generators(Protocol):
+    """Generators by name; blocking."""
+
+    def info(self, reference: str, tenant: str = "public") -> GeneratorInfo: ...
+    def list(
+        self, tenant: str = "public", cursor: str | None = None, limit: int = 100
+    ) -> tuple[Sequence[GeneratorInfo], str | None]: ...
+    def add(
+        self,
+        name: str,
+        path: Path,
+        event: str,
+        provenance: Mapping[str, Any],
+        *,
+        tenant: str = "public",
+        if_match: str | None = None,
+        replace: bool = False,
+    ) -> tuple[GeneratorInfo, bool]: ...
+    def delete(self, name: str, tenant: str = "public", if_match: str | None = None) -> None: ...
+    def open_file(self, reference: str, tenant: str = "public") -> tuple[int, Iterator[bytes]]: ...
+
+
+class PlannedTraining(Protocol):
+    """A training that may begin, as `Planned`."""
+
+    @property
+    def order(self) -> Mapping[str, Any]: ...
+    @property
+    def recipe(self) -> str: ...
+    @property
+    def stored(self) -> GeneratorInfo | None: ...
+
+
+class GeneratorTrainer(Protocol):
+    """Plans trainings of generators; blocking. sources: with the task of each."""
+
+    def plan(
+        self,
+        name: str,
+        sources: Sequence[tuple[AdapterRef, str]],
+        tasks: Mapping[str, TaskSpec],
+        given: Mapping[str, Any],
+        *,
+        tenant: str = "public",
+        if_match: str | None = None,
+        replace: bool = False,
+    ) -> PlannedTraining: ...
+
+
+class Synthesizer(Protocol):
+    """Makes adapters by generators; the answer is the version, and whether it is new."""
+
+    async def synthesize(
+        self,
+        info: GeneratorInfo,
+        name: str,
+        wanted: Wanted,
+        *,
+        tenant: str = "public",
+        if_match: str | None = None,
+        replace: bool = False,
+    ) -> tuple[AdapterInfo, bool]: ...
+
+
 class Jobs(Protocol):
     """The queue of work that takes longer than a request."""
 
@@ -219,6 +285,9 @@ class Services:
     settings: ApiSettings
     merger: Merger = field(kw_only=True)
     jobs: Jobs = field(kw_only=True)
+    generators: Generators = field(kw_only=True)
+    trainer: GeneratorTrainer = field(kw_only=True)
+    synthesizer: Synthesizer = field(kw_only=True)
     keys: Keys | None = field(default=None, kw_only=True)
     audit: Audit | None = field(default=None, kw_only=True)
     drain: Drain = field(default_factory=Drain)

@@ -1,4 +1,4 @@
-"""An adapter upload from its first byte to its two parts; the weights lie in a staged file that is always removed."""
+"""An upload from its first byte to its last; weights and files lie in a staged file that is always removed."""
 
 import asyncio
 import re
@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
@@ -33,6 +34,12 @@ class Upload:
     weights: Path
 
 
+class Sink(Protocol):
+    """What a body is written to, in a worker thread."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
 @asynccontextmanager
 async def receive_upload(request: Request, settings: ApiSettings) -> AsyncIterator[Upload]:
     """Read the body to disk. Whatever goes wrong, then or later, the staged file goes."""
@@ -51,6 +58,22 @@ async def receive_upload(request: Request, settings: ApiSettings) -> AsyncIterat
         yield Upload(reader.config, weights)
 
 
+@asynccontextmanager
+async def receive_file(request: Request, settings: ApiSettings) -> AsyncIterator[Path]:
+    """Read a body that is a file as it is to disk; it lives until the context ends."""
+    kind = request.headers.get("content-type", "application/octet-stream").split(";")[0].strip().lower()
+    if kind != "application/octet-stream":
+        raise UnsupportedMediaType("Send the file as it is: `Content-Type: application/octet-stream`.")
+    _check_declared(request, settings.max_upload_bytes)
+    with staged_weights(settings) as path:
+        file = path.open("wb")
+        try:
+            await _read(request, settings, file)
+        finally:
+            file.close()
+        yield path
+
+
 @contextmanager
 def staged_weights(settings: ApiSettings) -> Iterator[Path]:
     """An empty file for weights. An OSError while it is in use is the disk's or the system's, not the client's."""
@@ -61,7 +84,7 @@ def staged_weights(settings: ApiSettings) -> Iterator[Path]:
         raise write_error(error, "staging folder") from error
 
 
-async def _read(request: Request, settings: ApiSettings, reader: PartReader) -> None:
+async def _read(request: Request, settings: ApiSettings, reader: Sink) -> None:
     meter = _Meter(settings)
     batch = bytearray()
     stream = request.stream()
@@ -84,7 +107,7 @@ async def _read(request: Request, settings: ApiSettings, reader: PartReader) -> 
     await _write(reader, bytes(batch))
 
 
-async def _write(reader: PartReader, data: bytes) -> None:
+async def _write(reader: Sink, data: bytes) -> None:
     await to_the_end(asyncio.to_thread(reader.write, data))  # the thread must be done before the file goes
 
 

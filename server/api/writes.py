@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from starlette.types import Scope
 
+from adapters_store.generators import GeneratorInfo
 from adapters_store.info import AdapterInfo, AdapterRef
 from server.api.dependencies import CALLER, Caller
 
@@ -26,7 +27,7 @@ class Write:
     key_id: str | None = None
     noted: bool = False
 
-    def made(self, info: AdapterInfo | AdapterRef) -> None:
+    def made(self, info: AdapterInfo | AdapterRef | GeneratorInfo) -> None:
         """The version that the request has made, or found to be there already, or acts on."""
         self.name, self.version, self.digest = info.name, info.version, info.digest
 

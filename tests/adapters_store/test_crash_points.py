@@ -70,7 +70,8 @@ def restart(folder: Path) -> tuple[AdapterRegistry, History]:
     histories["icm"] = [str(record.manifest) for record in log.of(GENERATORS).records_of("public", "icm")]
     kept = generators(registry)
     for found in kept.list()[0]:
-        assert kept.load(found).tasks
+        with kept.opened(found) as (generator, _):
+            assert generator.tasks
     return registry, histories
 
 

@@ -22,6 +22,7 @@ from adapters_store.errors import (
     PreconditionFailed,
 )
 from adapters_store.fsck import check
+from adapters_store.generation.generator import Generator
 from adapters_store.generators import MAX_LOSSES, GeneratorInfo, Generators
 from adapters_store.limits import Limits
 from adapters_store.log import Log
@@ -58,6 +59,11 @@ def refused(kind: type[CodedError], code: str, action: Callable[[], object]) -> 
     assert found.value.code == code
 
 
+def load(generators: Generators, info: GeneratorInfo) -> Generator:
+    with generators.opened(info) as (found, _):
+        return found
+
+
 def test_added_found_and_deleted(
     generators: Generators, objects: Objects, add: Add, tmp_path: Path, registry: AdapterRegistry
 ) -> None:
@@ -83,7 +89,9 @@ def test_added_found_and_deleted(
     size, pieces = generators.open_file("icm")
     assert b"".join(pieces) == path.read_bytes()
     assert size == info.bytes
-    assert generators.load(info).digest == info.digest
+    with generators.opened(info) as (found, kept):
+        assert found.digest == info.digest
+        assert kept.read_bytes() == path.read_bytes()
     assert registry.list() == ([], None)
     refused(AdapterNotFound, "model_not_found", lambda: registry.resolve("icm"))
     generators.delete("icm")
@@ -116,10 +124,13 @@ def test_versions_and_conditions(generators: Generators, add: Add) -> None:
     refused(NameExpected, "name_expected", lambda: generators.delete("icm@2"))
     refused(PreconditionFailed, "digest_changed", lambda: generators.delete("icm", if_match=second.digest))
     refused(AdapterConflict, "adapter_exists", lambda: generators.require_free("icm"))
-    held = generators.require_free("icm", replace=True)
-    assert held is not None
-    assert held.version == 3
-    assert generators.require_free("free") is None
+    assert generators.require_free("icm", replace=True) is generators.require_free("free") is None
+    assert generators.require_free("icm", recipe="other", replace=True) is None
+
+
+def test_the_training_that_a_name_holds(generators: Generators, tmp_path: Path) -> None:
+    info, _ = generators.add("icm", write_generator(tmp_path), "train", {"recipe": "r"})
+    assert generators.require_free("icm", recipe="r") == info
 
 
 def test_tenants_do_not_see_each_other(generators: Generators, add: Add) -> None:
@@ -210,10 +221,10 @@ def test_damage_is_told_and_mended(generators: Generators, objects: Objects, add
     key = f"blobs/sha256/{info.digest}"
     data = objects.get(key)
     objects.publish({key: data[:-1] + bytes([data[-1] ^ 1])})
-    refused(AdapterCorrupt, "adapter_corrupt", lambda: generators.load(info))
+    refused(AdapterCorrupt, "adapter_corrupt", lambda: load(generators, info))
     refused(AdapterCorrupt, "adapter_corrupt", lambda: generators.open_file("icm"))
     assert add("icm") == (info, False)
-    assert generators.load(info).digest == info.digest
+    assert load(generators, info).digest == info.digest
     record = "generators/public/icm/1.json"
     objects.publish({record: objects.get(record)[:-2]})
     after = Generators(Log(objects), BASE)
@@ -225,6 +236,6 @@ def test_damage_is_told_and_mended(generators: Generators, objects: Objects, add
 
 
 def test_a_loaded_generator_is_the_stored_one(generators: Generators, add: Add) -> None:
-    one, other = (generators.load(add(f"icm-{seed}", seed)[0]) for seed in (0, 1))
+    one, other = (load(generators, add(f"icm-{seed}", seed)[0]) for seed in (0, 1))
     assert list(one.tasks) == list(TASKS)
     assert not torch.equal(one.tasks["law"].latent, other.tasks["law"].latent)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from server.jobs.service import Jobs
 from server.metrics import Metrics
 from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import FakeEngine
+from tests.api.fake_generation import fake_generation
 from tests.api.fake_intake import FakeIntake
 from tests.api.fake_merger import FakeMerger, fake_jobs
 from tests.api.fake_registry import FakeRegistry
@@ -57,8 +59,14 @@ def merger(registry: FakeRegistry) -> FakeMerger:
 
 
 @pytest.fixture
-async def jobs(merger: FakeMerger, tmp_path: Path) -> AsyncIterator[Jobs]:
-    jobs = fake_jobs(merger, tmp_path)
+def generation(registry: FakeRegistry, tmp_path: Path) -> dict[str, Any]:
+    """Generators, trainer and synthesizer."""
+    return fake_generation(registry, tmp_path)
+
+
+@pytest.fixture
+async def jobs(merger: FakeMerger, tmp_path: Path, generation: dict[str, Any]) -> AsyncIterator[Jobs]:
+    jobs = fake_jobs(merger, tmp_path, generation["trainer"])
     await jobs.start()
     yield jobs
     await jobs.stop()
@@ -78,9 +86,10 @@ def services(
     settings: ApiSettings,
     merger: FakeMerger,
     jobs: Jobs,
+    generation: dict[str, Any],
 ) -> Services:
     made = (engine, registry, FakeIntake(registry), compressor, replicas, Metrics(), settings)
-    return Services(*made, merger=merger, jobs=jobs)
+    return Services(*made, merger=merger, jobs=jobs, **generation)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from adapters_store.errors import CodedError
 from adapters_store.info import AdapterInfo, AdapterRef
 from adapters_store.notes import Notes
 from adapters_store.objects import Objects
-from server.jobs.service import Jobs, Place, Progress
+from server.jobs.service import Jobs, Kind, Place, Progress
 from server.merger import Plan
 from tests.api.fake_registry import FakeRegistry
 
@@ -64,7 +64,8 @@ async def no_work(
     return {}
 
 
-def fake_jobs(merger: FakeMerger, root: Path) -> Jobs:
+def fake_jobs(merger: FakeMerger, root: Path, trainer: Kind | None = None) -> Jobs:
     """To be started on a loop."""
     notes = Notes(Objects(Bucket(MemoryStore()), shared=False, staging=root / "jobs-staging"))
-    return Jobs({"merge": merger}, Place(notes, "here:1", root / "jobs"), no_work)
+    kinds: dict[str, Kind] = {"merge": merger} | ({"generate": trainer} if trainer is not None else {})
+    return Jobs(kinds, Place(notes, "here:1", root / "jobs"), no_work)

@@ -17,6 +17,7 @@ from server.metrics import Metrics
 from server.serving import serve
 from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import FIRST_BYTE, FakeEngine
+from tests.api.fake_generation import fake_generation
 from tests.api.fake_intake import FakeIntake
 from tests.api.fake_merger import FakeMerger, fake_jobs
 from tests.api.fake_registry import FakeRegistry
@@ -40,7 +41,8 @@ def main(port: int, drain_seconds: float) -> None:
         made = (FakeIntake(registry), FakeCompressor(registry), FakeReplicas())
         merger = FakeMerger(registry)
         jobs = fake_jobs(merger, Path(staging))
-        services = Services(engine, registry, *made, Metrics(), settings, merger=merger, jobs=jobs)
+        generation = fake_generation(registry, Path(staging))
+        services = Services(engine, registry, *made, Metrics(), settings, merger=merger, jobs=jobs, **generation)
         serve(create_api(services), services.drain, "127.0.0.1", port, drain_seconds)
 
 

@@ -16,6 +16,7 @@ from server.api.services import ApiSettings, Services
 from server.metrics import Metrics
 from tests.api.fake_compressor import FakeCompressor
 from tests.api.fake_engine import MODEL_ID, FakeEngine
+from tests.api.fake_generation import fake_generation
 from tests.api.fake_intake import FakeIntake
 from tests.api.fake_merger import FakeMerger, fake_jobs
 from tests.api.fake_registry import FakeRegistry
@@ -53,6 +54,7 @@ def fake_server() -> Iterator[LiveServer]:
                 settings,
                 merger=merger,
                 jobs=fake_jobs(merger, Path(staging)),
+                **fake_generation(registry, Path(staging)),
             )
         )
         listener = socket.create_server(("127.0.0.1", 0))

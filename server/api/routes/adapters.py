@@ -1,12 +1,10 @@
 """Reading, deleting and placing adapters."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Response
-from fastapi.responses import StreamingResponse
 
 from adapters_store import info
 from adapters_store.errors import AdapterNotFound
@@ -15,6 +13,7 @@ from server.api.adapter_choice import resolve
 from server.api.adapter_headers import IfMatch, NamePath, ReferencePath, digest_of, etag
 from server.api.body import JsonRoute
 from server.api.dependencies import Caller, CallerDep, ServicesDep
+from server.api.file_answer import file_answer
 from server.api.pins import release_deleted, release_replaced
 from server.api.schemas.adapters import (
     AdapterInfo,
@@ -98,20 +97,7 @@ async def get_file(
     """The adapter as PEFT reads it."""
     await services.replicas.ensure(reference, caller.tenant)
     size, pieces = await asyncio.to_thread(services.adapters.open_file, reference, filename, caller.tenant)
-    media_type = "application/json" if filename.endswith(".json") else "application/octet-stream"
-    headers = {"Content-Length": str(size), "Content-Disposition": f'attachment; filename="{filename}"'}
-    return StreamingResponse(_off_loop(pieces), media_type=media_type, headers=headers)
-
-
-async def _off_loop(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    try:
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-            yield piece
-    finally:
-        close = getattr(pieces, "close", None)
-        with contextlib.suppress(ValueError):  # still running in its thread: it ends with the last reference
-            if close:
-                close()
+    return file_answer(size, pieces, filename)
 
 
 @router.delete(

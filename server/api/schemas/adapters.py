@@ -46,10 +46,10 @@ class BaseName(FromStore):
 
 
 class BaseCheck(FromStore):
-    """How the files were found to belong to the base: by their copies of its weights, by its name, or by shapes alone.
-    named: what their config names."""
+    """How the files were found to belong to the base: by their copies of its weights, by its name, by shapes alone, or
+    by the fingerprint of the generator that made them. named: what their config names."""
 
-    by: Literal["weights", "name", "shapes"]
+    by: Literal["weights", "name", "shapes", "fingerprint"]
     named: str | None
 
 
