@@ -79,6 +79,8 @@ ONE_BIT = FACTOR_TYPES  # a dense delta's signs: bit j % 8 of byte j // 8 of a r
 class Limits:
     """What the adapters of a server may be: facts of the server, not of a batch, so that a row's bits stay its own.
 
+    They grow when an adapter of a new kind comes.
+
     width: highest rank (on a GPU a higher one makes its rows NaN); factors: a bit per factor type that occurs, which
     spares kernels the code for the others (an adapter of another type would add nothing); cores: whether records may
     have a CORE, which costs a GPU a launch for each module (without it a core would not be applied).

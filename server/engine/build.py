@@ -7,7 +7,6 @@ import torch
 
 from adapters_store.forms import AdapterWeights
 from kernels import dispatch
-from kernels.segments import Limits
 from server.engine.adapter_loader import AdapterLoader
 from server.engine.adapter_pool import AdapterPool
 from server.engine.adapter_storage import AdapterStorage
@@ -68,13 +67,12 @@ def build_core(
         max_running=limits.max_running,
     )
     host = HostCache(limits.host_adapter_memory, lambda digest: adapters.residency(digest) is Residency.RESIDENT)
-    kinds = Limits(limits.max_rank)
     on_gpu = dispatch.load(base.device) == "triton"
-    graphs = _decode_graphs(base, context, limits, kinds) if on_gpu else None
+    graphs = _decode_graphs(base, context, limits) if on_gpu else None
     packing = partial(pack, embeddings=base.spec.embeddings, page_bytes=memory.page_bytes, pinned=on_gpu)
     return EngineCore(
         scheduler,
-        ModelRunner(base, context, adapters, BLOCK_SIZE, kinds, graphs),
+        ModelRunner(base, context, adapters, BLOCK_SIZE, limits.max_rank, graphs),
         AdapterStorage(buffer, table, SideStreamCopier(base.device) if on_gpu else None),
         AdapterLoader(load, packing, wake, host),
         BackgroundCompiler(base, context) if compiling and base.device.type == "cpu" else None,
@@ -123,11 +121,11 @@ def _max_context(base: BaseModel, limits: EngineLimits, blocks: int) -> int:
     return min(limits.max_context or base.max_context, base.max_context, blocks * BLOCK_SIZE)
 
 
-def _decode_graphs(base: BaseModel, context: StepContext, limits: EngineLimits, kinds: Limits) -> DecodeGraphs:
+def _decode_graphs(base: BaseModel, context: StepContext, limits: EngineLimits) -> DecodeGraphs:
     assert context.cache is not None
     width = -(-_max_context(base, limits, context.cache.num_pages) // BLOCK_SIZE)
     rows = min(limits.max_running, limits.max_batch_tokens)
-    return DecodeGraphs(base, context, rows, DecodeShape(width, BLOCK_SIZE, kinds), CudaCapture())
+    return DecodeGraphs(base, context, rows, DecodeShape(width, BLOCK_SIZE, limits.max_rank), CudaCapture())
 
 
 def _kv_cache(base: BaseModel, dtype: torch.dtype, pages: int, buffer: torch.Tensor) -> KVCache:

@@ -1,8 +1,9 @@
 """Decode steps as captured CUDA graphs: one for each padded number of rows, without adapters and with them.
 
-Adapters come and go without a new capture: kernels read their records and factors at addresses that stay, and the
-graph with adapters launches them for every module, where one without a part in the step returns at once. Not run on a
-GPU yet; what a graph computes is compared with the eager step once, right after its capture.
+Adapters come and go without a new capture, unless one is of a new kind (`AdapterTable.kinds`): kernels read their
+records and factors at addresses that stay, and the graph with adapters launches them for every module, where one
+without a part in the step returns at once. Not run on a GPU yet; what a graph computes is compared with the eager step
+once, right after its capture.
 """
 
 import logging
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from kernels.segments import Limits
 from server.engine.decode_inputs import DecodeInputs, DecodeShape, DecodeStep
 from server.model.base import BaseModel
 from server.model.prepare import forward
@@ -62,6 +64,7 @@ class DecodeGraphs:
         self._sizes = sizes(max_rows)
         self._shape = shape
         self._capture = capture
+        self._kinds: Limits | None = None  # those that the graphs were captured for
         self._inputs: dict[int, DecodeInputs] = {}
         self._replays: dict[tuple[int, bool], Compute | None] = {}  # None: has run once, not captured yet
         self._usable = True
@@ -75,8 +78,13 @@ class DecodeGraphs:
         assert self._context.table is not None
         if not self._usable or size is None or self._context.table.special(slots):
             return None  # more than low-rank deltas is rare, and would be a kind of graph of its own
+        kinds = self._context.table.kinds(self._shape.rank)
+        if kinds != self._kinds:
+            self._inputs.clear()
+            self._replays.clear()
+            self._kinds = kinds
         if size not in self._inputs:
-            self._inputs[size] = DecodeInputs(size, self._shape, self._base.device)
+            self._inputs[size] = DecodeInputs(size, self._shape, kinds, self._base.device)
         self._inputs[size].fill(step)
         logits = self._compute(size, step.segments is not None)
         return None if logits is None else logits[: len(step.tokens)]

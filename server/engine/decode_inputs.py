@@ -29,27 +29,27 @@ class DecodeStep:
 
 @dataclass(frozen=True, slots=True)
 class DecodeShape:
-    """What the buffers of every size have in common; width: blocks that a request can have."""
+    """What the buffers of every size have in common; width: blocks that a request can have; rank: the highest."""
 
     width: int
     block_size: int
-    limits: Limits
+    rank: int
 
 
 class DecodeInputs:
     """Room for `size` rows and as many entries.
 
     A row of padding has no request: the requests behind the last have no query and no key, so its attention is zero;
-    it stores nothing (`NOWHERE`) and has no adapter.
+    it stores nothing (`NOWHERE`) and has no adapter. kinds: what its adapters may be.
     """
 
-    def __init__(self, size: int, shape: DecodeShape, device: torch.device) -> None:
+    def __init__(self, size: int, shape: DecodeShape, kinds: Limits, device: torch.device) -> None:
         self.size = size
         self._block_size = shape.block_size
         self._rows = torch.zeros(3, size, dtype=torch.int64, device=device)
         self._requests = torch.zeros(2, -(-(size + 1) // 4) * 4, dtype=torch.int32, device=device)  # aligned
         self._table = torch.zeros(size, shape.width, dtype=torch.int32, device=device)
-        self._segments = dispatch.fixed(size, device, shape.limits)
+        self._segments = dispatch.fixed(size, device, kinds)
         self.tokens, self.positions, slots = self._rows
         self.attention = AttentionMetadata(self._requests[0, : size + 1], self._requests[1, :size], self._table, slots)
         self.segments = self._segments.segments

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from kernels import dispatch
-from kernels.segments import Limits, Segments
+from kernels.segments import Segments
 from server.engine.adapter_pool import AdapterPool
 from server.engine.answer import Answer
 from server.engine.batch import ScheduledBatch, ScheduledSequence
@@ -41,7 +41,7 @@ class ModelRunner:
         context: StepContext,
         adapters: AdapterPool,
         block_size: int,
-        limits: Limits,
+        max_rank: int,
         graphs: DecodeGraphs | None = None,
     ) -> None:
         self.merged = MergedBase(base)
@@ -49,7 +49,7 @@ class ModelRunner:
         self._context = context
         self._adapters = adapters
         self._block_size = block_size
-        self._limits = limits
+        self._rank = max_rank
         self._graphs = graphs
 
     @torch.inference_mode()
@@ -169,7 +169,10 @@ class ModelRunner:
         return found
 
     def _placed(self, segments: Segments | None) -> Segments | None:
-        return None if segments is None else dispatch.place(segments, self._base.device, self._limits)
+        table = self._context.table
+        if segments is None or table is None:
+            return None
+        return dispatch.place(segments, self._base.device, table.kinds(self._rank))
 
     def _tensor(self, values: object, dtype: torch.dtype) -> torch.Tensor:
         return torch.as_tensor(values, dtype=dtype).to(self._base.device, non_blocking=True)

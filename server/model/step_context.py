@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass, field
 
 import torch
 
-from kernels.segments import FORM_FIELDS, GATE_FIELDS, RECORD_FIELDS, Field, FormField, GateField, Segments
+from kernels.segments import FORM_FIELDS, GATE_FIELDS, RECORD_FIELDS, Field, FormField, GateField, Limits, Segments
 from server.model.kv_cache import KVCache
 from server.model.virtual_tokens import ContextPlace, VirtualRows
 
@@ -70,6 +70,15 @@ class AdapterTable:
         self._touched: list[set[int]] = [set() for _ in range(slots)]
         self._special: list[dict[int, Special]] = [{} for _ in range(slots)]
         self._contexts: dict[int, ContextPlace] = {}
+        self._factors, self._cores = 0, False  # of every record that was ever written
+
+    def kinds(self, width: int) -> Limits:
+        """What the adapters that have been here so far are, `width` their highest rank.
+
+        Kernels are chosen by it: a server of plain LoRAs does without the code and the launches that cores and factors
+        of other types need. It only grows, so that a row's bits depend on what the server has seen, not on the batch.
+        """
+        return Limits(width, self._factors, self._cores)
 
     def set(self, slot: int, module_index: int, record: Sequence[int]) -> None:
         """Write one module's record (in the order of `Field`) of the adapter in this slot."""
@@ -125,6 +134,9 @@ class AdapterTable:
     def _note(self, slot: int, module_index: int, record: Sequence[int]) -> None:
         if record[Field.RANK] > 0 or record[Field.BIAS] >= 0:
             self._touched[slot].add(module_index)
+        if record[Field.RANK] > 0 or record[Field.WEIGHT] >= 0:
+            self._factors |= 1 << record[Field.DTYPE]
+        self._cores = self._cores or record[Field.CORE] >= 0
         self._add(slot, module_index, Special(replaced=record[Field.WEIGHT] >= 0))
 
     def _add(self, slot: int, module_index: int, special: Special) -> None:

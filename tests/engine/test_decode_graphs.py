@@ -13,7 +13,7 @@ import torch
 
 from adapters_store.forms import AdapterWeights, LowRank
 from kernels import dispatch, reference
-from kernels.segments import Limits, Segments
+from kernels.segments import RECORD_FIELDS, Field, Limits, Segments
 from server.engine.build import build_core
 from server.engine.decode_graphs import Compute, DecodeGraphs, sizes
 from server.engine.decode_inputs import DecodeInputs, DecodeShape, DecodeStep
@@ -24,7 +24,7 @@ from server.model.loader import describe
 from tests.engine.test_model_runner import LIMITS, MIXES, Bench, adapter, assert_likely, prompt
 from tests.support.models import tiny_model, tiny_tokenizer
 
-SHAPE = DecodeShape(width=7, block_size=BLOCK_SIZE, limits=Limits())
+SHAPE = DecodeShape(width=7, block_size=BLOCK_SIZE, rank=256)
 CPU = torch.device("cpu")
 
 
@@ -46,7 +46,7 @@ def test_sizes_double_and_end_with_the_most() -> None:
 
 class TestInputs:
     def test_rows_of_padding_have_no_request_and_store_nothing(self) -> None:
-        inputs = DecodeInputs(4, SHAPE, CPU)
+        inputs = DecodeInputs(4, SHAPE, Limits(), CPU)
         inputs.fill(DecodeStep([7, 8], [33, 0], [[5, 2, 9], [4]], None))
         assert inputs.tokens.tolist() == [7, 8, 0, 0]
         assert inputs.positions.tolist() == [33, 0, 0, 0]
@@ -56,7 +56,7 @@ class TestInputs:
         assert inputs.attention.block_table[:2, :3].tolist() == [[5, 2, 9], [4, 0, 0]]
 
     def test_a_smaller_step_leaves_nothing_of_the_one_before_at_the_same_addresses(self) -> None:
-        inputs = DecodeInputs(4, SHAPE, CPU)
+        inputs = DecodeInputs(4, SHAPE, Limits(), CPU)
         places = [inputs.tokens, inputs.positions, inputs.segments.slot, inputs.segments.start, inputs.segments.token]
         places += [inputs.attention.slots, inputs.attention.query_start, inputs.attention.kv_length]
         before = [place.data_ptr() for place in places]
@@ -71,7 +71,7 @@ class TestInputs:
         assert [place.data_ptr() for place in places] == before
 
     def test_segments_are_those_of_the_step(self) -> None:
-        inputs = DecodeInputs(4, SHAPE, CPU)
+        inputs = DecodeInputs(4, SHAPE, Limits(), CPU)
         inputs.fill(DecodeStep([1, 2], [0, 0], [[1], [2]], segments([3, 1, 2], [[0, 1], [], [0]])))
         found = inputs.segments
         assert found.slot.tolist() == [3, 2, 0, 0]
@@ -80,8 +80,9 @@ class TestInputs:
         assert found.weight.tolist() == [1, 2, 3, 0]
 
     def test_more_entries_than_rows_do_not_fit(self) -> None:
+        inputs = DecodeInputs(2, SHAPE, Limits(), CPU)
         with pytest.raises(ValueError, match="3 entries; 2 fit"):
-            DecodeInputs(2, SHAPE, CPU).fill(DecodeStep([1], [0], [[1]], segments([0, 1, 2], [[0], [0], [0]])))
+            inputs.fill(DecodeStep([1], [0], [[1]], segments([0, 1, 2], [[0], [0], [0]])))
 
 
 @dataclass
@@ -169,6 +170,27 @@ def test_a_graph_is_captured_once_for_each_size_and_outlives_loads(bench: Bench,
         bench.run()
         assert_likely(bench, name, prompt(6, 3), mix)
         assert captures.made == 1
+
+
+def test_graphs_are_captured_anew_when_an_adapter_of_a_new_kind_comes(bench: Bench, captures: Captures) -> None:
+    """A core, or factors of another type, need other kernels; what has been here already needs none."""
+    table = bench.core._runner._context.table
+    assert table is not None
+    assert table.kinds(8) == Limits(8, factors=0, cores=False)
+    bench.add("plain", prompt(6, 3), adapters=[("one", 1.0)], max_tokens=8)
+    bench.run()
+    assert captures.made == 1
+    assert table.kinds(8) == Limits(8, factors=1, cores=False), "float32 is the first of the factors' types"
+    record = [-1] * RECORD_FIELDS
+    record[Field.RANK], record[Field.DTYPE], record[Field.CORE] = 2, 3, 64
+    for slot in (40, 41):
+        table.write(slot, {0: record})
+        table.clear(slot)
+        assert table.kinds(8) == Limits(8, factors=0b1001, cores=True), "also once it has gone"
+        bench.add(f"after {slot}", prompt(6, 3), adapters=[("one", 1.0)], max_tokens=8)
+        bench.run()
+        assert_likely(bench, f"after {slot}", prompt(6, 3), [("one", 1.0)])
+        assert captures.made == 2
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_kernels_are_told_the_highest_rank_and_to_expect_every_type(monkeypatch:
     bench.add("told", prompt(4, 1), adapters=[("one", 1.0)], max_tokens=1)
     bench.run()
     core.close()
-    assert set(told) == {Limits(width=300)}  # every type of factors, and cores: the store may hold any of them
+    assert set(told) == {Limits(width=300, factors=1, cores=False)}  # of what has been here: float32 factors
 
 
 def prompt(length: int, seed: int) -> list[int]:
