@@ -117,6 +117,10 @@ class AdapterPool:
             self._touch(digest)
         return True
 
+    def all_resident(self, digests: Iterable[str]) -> bool:
+        """Whether `acquire` would give them."""
+        return all(digest in self._resident and digest not in self._arriving for digest in digests)
+
     def release(self, digests: Iterable[str]) -> None:
         for digest in set(digests):
             self._references[digest] -= 1

@@ -174,7 +174,7 @@ class EngineCore:
 
     def oldest_waiting_seconds(self) -> float:
         """Seconds since the request that has been in the queue for longest came; 0 without one. Any thread may ask."""
-        waiting = list(self.scheduler.waiting)  # a copy at once: the engine's thread changes it
+        waiting = list(self.scheduler.waiting)
         return time.monotonic() - min(sequence.added for sequence in waiting) if waiting else 0.0
 
     def close(self) -> None:
@@ -297,7 +297,7 @@ class EngineCore:
         error = _too_large(adapter)
         log.warning("adapter_memory_full", extra={"digest": adapter.digest, "bytes": adapter.num_bytes})
         waiting = self.scheduler.waiting
-        outputs = [self._fail(waiting[0].request_id, error)] if waiting else []
+        outputs = [self._fail(waiting.head.request_id, error)] if waiting.head is not None else []
         if not any(adapter.digest in sequence.digests for sequence in waiting):
             self._staged.remove(adapter)
             self.scheduler.adapters.unpin(adapter.digest)  # a pin that cannot be kept is not pretended

@@ -1,16 +1,17 @@
 """Decides what each step computes. There is no prefill or decode phase: every running sequence's computed tokens
 catch up with its tokens, within a budget per step. No tensors, so its tests run in milliseconds."""
 
-from collections import deque
 from collections.abc import Iterator
 
 from server.engine.adapter_pool import AdapterPool
 from server.engine.batch import ScheduledBatch, ScheduledSequence
 from server.engine.block_pool import BlockPool
+from server.engine.fair_queue import FairQueue
 from server.engine.sequence import Sequence
+from server.engine.turns import crowding, interleaved, victim
 
 MAX_OVERTAKES = 256  # admissions past a waiting sequence before admission waits for it
-MAX_PREEMPTIONS = 3  # after these a sequence is preempted only if nothing else can be
+PATIENCE = 16  # steps for which whose turn it is waits for a place before another tenant or lane makes way
 
 
 class Scheduler:
@@ -25,14 +26,14 @@ class Scheduler:
         self.adapters = adapters
         self.token_budget = token_budget
         self.max_running = max_running
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = FairQueue()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.num_prefix_queries = 0
         self.num_prefix_hits = 0
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        self.waiting.add(sequence)
         for digest in sequence.digests:
             self.adapters.want(digest)
 
@@ -41,37 +42,43 @@ class Scheduler:
         if sequence in self.running:
             self._vacate(sequence)
         elif sequence in self.waiting:
-            self.waiting.remove(sequence)
+            self.waiting.take(sequence)
+        self.waiting.forget(sequence)
 
     @property
     def awaited(self) -> frozenset[str]:
         """Adapters of the head of the queue: loaded first and not evicted, so that the head is always admitted."""
-        return frozenset(self.waiting[0].digests) if self.waiting else frozenset()
+        head = self.waiting.head
+        return frozenset(head.digests) if head is not None else frozenset()
 
     def schedule(self) -> ScheduledBatch:
-        """Choose the next step: running sequences first (decodes before prefills), then as many waiting as fit.
+        """Choose the next step: decodes first, then prompts, those of running and of waiting sequences by turns.
 
         Every entry has its KV blocks allocated. An empty batch means that nothing can run now: the queue is empty
         or waits for adapters.
         """
         self.blocks.now += 1
-        entries: list[ScheduledSequence] = []
-        budget = self.token_budget
+        if (claimant := self._claimant()) is not None and claimant.stalled >= PATIENCE:
+            self._make_way(claimant)
         preempted = self.num_preemptions
-        for sequence in sorted(self.running, key=lambda s: s.num_remaining > 1):
-            count = min(sequence.num_remaining, budget)
-            if count and sequence in self.running and self._extend(sequence, count):
-                entries.append(ScheduledSequence(sequence, sequence.num_computed, count))
-                budget -= count
-        entries = [entry for entry in entries if entry.sequence in self.running]
-        if preempted == self.num_preemptions:
-            for sequence in self._admissible(budget):
-                count = min(sequence.num_remaining, budget)
-                entries.append(ScheduledSequence(sequence, sequence.num_computed, count))
-                budget -= count
-                if not budget:
-                    break
-        return ScheduledBatch(tuple(entries))
+        budget = self.token_budget
+        decodes = [sequence for sequence in self.running if sequence.num_remaining == 1]
+        prefills = [sequence for sequence in self.running if sequence.num_remaining > 1]
+        entries: list[ScheduledSequence] = []
+        for sequence in decodes if len(decodes) <= budget else interleaved(decodes, self.waiting.lane):
+            if budget and (entry := self._go_on(sequence, budget)):
+                entries.append(entry)
+                budget -= entry.count
+        prompts: list[ScheduledSequence] = []
+        for entry in self._prompts(prefills, budget, admitting=preempted == self.num_preemptions):
+            self.waiting.charge((entry,))
+            prompts.append(entry)
+        if preempted != self.num_preemptions:
+            entries = [entry for entry in entries if entry.sequence.block_table]
+        self.waiting.charge(entries)
+        if (claimant := self._claimant()) is not None:
+            claimant.stalled += 1
+        return ScheduledBatch((*entries, *prompts))
 
     def computed(self, entry: ScheduledSequence) -> None:
         """Record that a step has computed an entry's tokens; full blocks enter the prefix cache."""
@@ -88,6 +95,70 @@ class Scheduler:
         if any(sequence.block_table or sequence.num_computed for sequence in self.waiting):
             raise AssertionError("a waiting sequence holds KV blocks")
 
+    def _claimant(self) -> Sequence | None:
+        """Whose turn it is, if it lacks nothing but a place.
+
+        A head that waits for its adapters remains the head: these are loaded first and kept, and with another head at
+        every step two that need each other's room could evict each other for ever.
+        """
+        head = self.waiting.head
+        if head is None:
+            return None
+        if self.adapters.all_resident(head.digests):
+            self.waiting.choose_again()
+            head = self.waiting.head
+        for sequence in (head, self.waiting.least):
+            if sequence is not None and self.adapters.all_resident(sequence.digests):
+                return sequence
+        return None
+
+    def _make_way(self, claimant: Sequence) -> None:
+        if (found := crowding(self.running, claimant, self.waiting.lane)) is not None:
+            self._interrupt(found)
+            self.waiting.put_back(found)
+
+    def _go_on(self, sequence: Sequence, budget: int) -> ScheduledSequence | None:
+        """Tokens of a running sequence; None if it has been preempted in this step, or is now."""
+        count = min(sequence.num_remaining, budget)
+        if not sequence.block_table or not self._extend(sequence, count):
+            return None
+        return ScheduledSequence(sequence, sequence.num_computed, count)
+
+    def _prompts(self, prefills: list[Sequence], budget: int, *, admitting: bool) -> Iterator[ScheduledSequence]:
+        """Deal the budget that decodes have left: to whose tenant and lane has had least, running or waiting.
+
+        Each entry is to be charged before the next is asked for. A waiting sequence whose adapters are not there yet is
+        passed over; one that was passed over too often no more: those that run drain, and leave room for its adapters.
+        """
+        rank = self.waiting.rank
+        passed: list[Sequence] = []
+        for sequence in self.waiting.in_turn() if admitting else ():
+            while budget and prefills and rank(first := min(prefills, key=rank)) <= rank(sequence):
+                prefills.remove(first)
+                if entry := self._go_on(first, budget):
+                    budget -= entry.count
+                    yield entry
+            if not budget or len(self.running) >= self.max_running:
+                break
+            if not self.adapters.acquire(sequence.digests):
+                if sequence.overtaken >= MAX_OVERTAKES:
+                    break
+                passed.append(sequence)
+                continue
+            if not self._admit(sequence):
+                self.adapters.release(sequence.digests)
+                break
+            for earlier in passed:
+                earlier.overtaken += 1
+            self._begin(sequence)
+            count = min(sequence.num_remaining, budget)
+            budget -= count
+            yield ScheduledSequence(sequence, sequence.num_computed, count)
+        for sequence in sorted(prefills, key=rank):
+            if budget and (entry := self._go_on(sequence, budget)):
+                budget -= entry.count
+                yield entry
+
     def _extend(self, sequence: Sequence, count: int) -> bool:
         """Give a running sequence blocks for `count` more tokens, preempting others if need be."""
         missing = self._blocks_for(sequence.num_computed + count) - len(sequence.block_table)
@@ -95,49 +166,28 @@ class Scheduler:
             return True
         self.adapters.give_blocks(missing, self.awaited)
         while (fresh := self.blocks.allocate(missing)) is None:
-            victim = self._victim()
-            self._preempt(victim)
-            if victim is sequence:
+            found = victim(self.running, self.waiting.lane)
+            self._preempt(found)
+            if found is sequence:
                 return False
         sequence.block_table.extend(fresh)
         return True
 
-    def _victim(self) -> Sequence:
-        """The newest running sequence, sparing those preempted often; the oldest always gets on."""
-        spared = [s for s in self.running[1:] if s.preemptions < MAX_PREEMPTIONS]
-        return spared[-1] if spared else self.running[-1]
-
     def _preempt(self, sequence: Sequence) -> None:
         """Free a sequence and queue it first; its tokens are kept and will be recomputed."""
+        self._interrupt(sequence)
+        self.waiting.put_first(sequence)
+
+    def _interrupt(self, sequence: Sequence) -> None:
         self._vacate(sequence)
         sequence.preemptions += 1
+        sequence.stalled = 0
         self.num_preemptions += 1
-        self.waiting.appendleft(sequence)
 
-    def _admissible(self, budget: int) -> Iterator[Sequence]:
-        """Admit waiting sequences in order, passing over those whose adapters are not resident yet.
-
-        A sequence passed over too often is passed no more: those that run drain, and leave room for its adapters.
-        """
-        for sequence in list(self.waiting):
-            if budget <= 0 or len(self.running) >= self.max_running:
-                return
-            if not self.adapters.acquire(sequence.digests):
-                if sequence.overtaken >= MAX_OVERTAKES:
-                    return
-                continue
-            if not self._admit(sequence):
-                self.adapters.release(sequence.digests)
-                return
-            for earlier in self.waiting:
-                if earlier is sequence:
-                    break
-                earlier.overtaken += 1
-            self.waiting.remove(sequence)
-            self.running.append(sequence)
-            self.adapters.counters.hits += len(set(sequence.digests))
-            yield sequence
-            budget -= min(sequence.num_remaining, budget)
+    def _begin(self, sequence: Sequence) -> None:
+        self.waiting.take(sequence)
+        self.running.append(sequence)
+        self.adapters.counters.hits += len(set(sequence.digests))
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give a waiting sequence its cached prefix and blocks for all its tokens, if they are free.

@@ -14,8 +14,8 @@ class Sequence:
     """Tokens of one request (an adapter's virtual ones, prompt, then output) and what it holds while it runs.
 
     `num_computed` tokens have their keys and values in `block_table`; a step computes some of the rest. The
-    scheduler owns `num_computed`, `block_table` and `preemptions`; the engine core owns the output fields. Virtual
-    tokens have places in `tokens` and in the cache like any other; nobody outside the engine sees them.
+    scheduler owns `num_computed`, `block_table` and the counts behind it; the engine core owns the output fields.
+    Virtual tokens have places in `tokens` and in the cache like any other; nobody outside the engine sees them.
     `StepWatch` owns the times, monotonic and 0 before: when it came, its first step began, its first token was there.
     """
 
@@ -24,6 +24,7 @@ class Sequence:
     ) -> None:
         """fingerprint: of the base; block_size: of the KV cache, in tokens."""
         self.request = request
+        self.digests = tuple(adapter.digest for adapter in request.adapters)
         self.num_virtual = num_virtual_tokens(request.adapters)
         self.tokens = [VIRTUAL] * self.num_virtual + list(prompt)
         self.num_prompt = len(self.tokens)  # virtual tokens counted
@@ -35,16 +36,13 @@ class Sequence:
         self.block_table: list[int] = []
         self.preemptions = 0
         self.overtaken = 0
+        self.stalled = 0
         self.added = self.begun = self.answered = 0.0
         self.prompt_logprobs: dict[int, tuple[float, tuple[Candidate, ...]]] = {}
 
     @property
     def request_id(self) -> str:
         return self.request.request_id
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        return tuple(adapter.digest for adapter in self.request.adapters)
 
     @property
     def num_remaining(self) -> int:

@@ -230,8 +230,7 @@ def test_stats_count() -> None:
 
 def test_integrity_finds_an_answer_without_a_sequence() -> None:
     engine = Engine()
-    engine.add("a", prompt(4))
-    engine.scheduler.waiting.clear()
+    engine.scheduler.waiting.take(engine.add("a", prompt(4)))
     with pytest.raises(AssertionError, match="answers"):
         engine.core.check_integrity()
 

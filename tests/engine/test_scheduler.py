@@ -6,19 +6,29 @@ import sys
 import pytest
 
 from server.engine.request import SamplingParams
-from server.engine.scheduler import MAX_PREEMPTIONS
+from server.engine.turns import MAX_PREEMPTIONS, victim
 from tests.engine.support import (
     add,
     load,
     make_scheduler,
-    make_sequence,
     plan,
     prompt,
     run,
     step,
 )
 
-TORCH_FREE = ("scheduler", "block_pool", "adapter_pool", "page_allocator", "batch", "sequence", "request", "status")
+TORCH_FREE = (
+    "scheduler",
+    "block_pool",
+    "adapter_pool",
+    "page_allocator",
+    "batch",
+    "sequence",
+    "request",
+    "status",
+    "fair_queue",
+    "turns",
+)
 
 
 def test_nothing_to_do_is_an_empty_batch() -> None:
@@ -273,13 +283,13 @@ class TestMemoryPressure:
         old.block_table, taken = old.block_table[:2], old.block_table[2:]
         scheduler.blocks.release(taken)
         new = add(scheduler, "new", 4, max_tokens=4)
-        scheduler.waiting.clear()
+        scheduler.waiting.take(new)
         new.block_table = scheduler.blocks.allocate(2) or []
         new.num_computed = 3
         scheduler.running.append(new)
         batch = scheduler.schedule()
         assert plan(batch) == [("old", 8, 4)]
-        assert scheduler.waiting[0] is new
+        assert scheduler.waiting.head is new
         scheduler.check_integrity()
 
     def test_the_oldest_is_never_preempted(self) -> None:
@@ -292,15 +302,14 @@ class TestMemoryPressure:
 
     def test_those_preempted_often_are_spared(self) -> None:
         scheduler = make_scheduler(blocks=4)
-        first, second, third = (make_sequence(name, [1]) for name in ("first", "second", "third"))
-        scheduler.running = [first, second, third]
-        assert scheduler._victim() is third
+        first, second, third = (add(scheduler, name, 1) for name in ("first", "second", "third"))
+        lane_of = scheduler.waiting.lane
+        assert victim([first, second, third], lane_of) is third
         third.preemptions = MAX_PREEMPTIONS
-        assert scheduler._victim() is second
+        assert victim([first, second, third], lane_of) is second
         second.preemptions = MAX_PREEMPTIONS
-        assert scheduler._victim() is third, "when all have been preempted often, the newest goes"
-        scheduler.running = [first]
-        assert scheduler._victim() is first
+        assert victim([first, second, third], lane_of) is third, "when all have been preempted often, the newest goes"
+        assert victim([first], lane_of) is first
 
 
 def test_the_scheduler_and_its_parts_do_not_import_torch() -> None:

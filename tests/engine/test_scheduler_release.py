@@ -34,11 +34,11 @@ class TestAdapters:
     def test_nobody_waits_for_the_adapter_of_another(self) -> None:
         scheduler = make_scheduler()
         load(scheduler.adapters, "y")
-        add(scheduler, "waits", 3, adapters=["x"])
+        waits = add(scheduler, "waits", 3, adapters=["x"])
         add(scheduler, "base", 3)
         add(scheduler, "other", 3, adapters=["y"])
         assert [name for name, _, _ in plan(step(scheduler))] == ["base", "other"]
-        assert scheduler.waiting[0].overtaken == 2
+        assert waits.overtaken == 2
         scheduler.adapters.take_wanted(1)
         scheduler.adapters.place("x", [PAGE])
         assert "waits" in [name for name, _, _ in plan(step(scheduler))]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from adapters_store.errors import CodedError
+from server.engine.batch import ScheduledBatch
 from server.engine.block_pool import PrefixKeys as Keys
 from server.engine.request import FinishReason, SamplingParams
 from server.engine.sequence import Sequence
@@ -56,6 +57,16 @@ class Traffic(RuleBasedStateMachine):
         self.sequences: dict[str, Sequence] = {}
         self.spoilt: set[str] = set()  # requests that may end with an error
         self.pinned: set[str] = set()
+        scheduler, schedule = self.engine.scheduler, self.engine.scheduler.schedule
+
+        def watched() -> ScheduledBatch:
+            preempted = scheduler.num_preemptions
+            batch = schedule()
+            if preempted == scheduler.num_preemptions:
+                self.nothing_idles(batch)
+            return batch
+
+        scheduler.schedule = watched  # type: ignore[method-assign]
 
     @property
     def context(self) -> int:
@@ -70,7 +81,7 @@ class Traffic(RuleBasedStateMachine):
         suffix=SUFFIXES,
         adapters=ADAPTERS,
         max_tokens=st.integers(0, 12),
-        tenant=st.sampled_from(["t", "t", "s"]),
+        tenant=st.sampled_from(["t", "t", "s", "q"]),
         logprobs=st.sampled_from([None, None, None, 2]),
     )
     def arrive(
@@ -118,6 +129,18 @@ class Traffic(RuleBasedStateMachine):
     def step(self, count: int) -> None:
         for _ in range(count):
             self.engine.step()
+
+    def nothing_idles(self, batch: ScheduledBatch) -> None:
+        """The head was admitted, unless it lacked adapters, a place, tokens of the step, or memory."""
+        scheduler = self.engine.scheduler
+        head = scheduler.waiting.head
+        if head is None or not scheduler.adapters.all_resident(head.digests):
+            return
+        tokens = sum(entry.count for entry in batch.entries)
+        full = len(scheduler.running) >= scheduler.max_running or tokens >= scheduler.token_budget
+        free = scheduler.blocks.num_free + scheduler.adapters.num_returnable(scheduler.awaited)
+        needed = math.ceil(len(head.tokens) / BLOCK) + len(scheduler.running)
+        assert full or free < needed, f"{head.request_id} waits for nothing"
 
     @precondition(lambda self: self.engine.scheduler.running)
     @rule(data=st.data(), fault=st.sampled_from(["faulty", "invalid"]))
