@@ -8,7 +8,7 @@ import typer
 
 from adapters_store.errors import CodedError
 from server.client import ClientError
-from server.commands import adapters, compress, doctor, generate, keys, merge, serve, store
+from server.commands import adapters, compress, doctor, generate, generator, keys, merge, serve, store, synthesize
 from server.commands.terminal import JsonOption, say, say_json, warn
 from server.settings import SettingsError
 
@@ -25,6 +25,8 @@ for command in (adapters.push, adapters.pull, adapters.ls, adapters.show, adapte
 app.command("compress")(compress.compress)
 app.command("merge")(merge.merge)
 app.command("generate")(generate.generate)
+app.add_typer(generator.app, name="generator")
+app.command("synthesize")(synthesize.synthesize)
 app.command("doctor")(doctor.doctor)
 app.command("fsck")(store.fsck)
 app.command("gc")(store.gc)

@@ -23,6 +23,7 @@ HINTS = {
     "missing_scope": "`polyrank keys ls` shows what each key may do",
     "already_compressed": "`polyrank show` names its source; compress that version",
     "model_not_found": "`polyrank ls` shows the names there are",
+    "generator_not_found": "`polyrank generator ls` shows the names there are",
     "upload_too_large": "the server's --max-upload-bytes sets the limit",
 }
 
@@ -65,13 +66,7 @@ class Client:
 
     def adapters(self) -> Iterator[Json]:
         """Every adapter, page by page."""
-        parameters: dict[str, str] = {}
-        while True:
-            page = self._json("GET", "/adapters", params=parameters)
-            yield from page["adapters"]
-            if not page.get("next"):
-                return
-            parameters = {"cursor": str(page["next"])}
+        return self._pages("/adapters", "adapters")
 
     def adapter(self, reference: str) -> Json:
         """Facts of one adapter; the reference is a name or name@version."""
@@ -109,6 +104,30 @@ class Client:
         """Has the server merge adapters; returns the job, which may be done already."""
         parameters = {"replace": "true"} if replace else {}
         return self._json("POST", "/merge", params=parameters, json=order)
+
+    def train_generator(self, order: Json, *, replace: bool) -> Json:
+        """Has the server train a generator; returns the job, which may be done already."""
+        parameters = {"replace": "true"} if replace else {}
+        return self._json("POST", "/generators", params=parameters, json=order)
+
+    def generators(self) -> Iterator[Json]:
+        """Every generator, page by page."""
+        return self._pages("/generators", "generators")
+
+    def generator(self, reference: str) -> Json:
+        """Facts of one generator; the reference is a name or name@version."""
+        return self._json("GET", _generator(reference))
+
+    def delete_generator(self, name: str) -> None:
+        """Deletes the name; adapters that it has made stay."""
+        with self._stream("DELETE", _generator(name)):
+            pass
+
+    def synthesize(self, generator: str, order: Json, *, replace: bool) -> tuple[Json, bool]:
+        """Has a generator make an adapter; returns the adapter's facts and whether anything is new."""
+        parameters = {"replace": "true"} if replace else {}
+        with self._stream("POST", f"{_generator(generator)}/adapters", params=parameters, json=order) as response:
+            return _object(response.read()), response.status_code == httpx.codes.CREATED
 
     def job(self, job_id: str) -> Json:
         """How far a job is, or how it ended."""
@@ -157,6 +176,15 @@ class Client:
         """The server's own facts."""
         return self._json("GET", "/info")
 
+    def _pages(self, path: str, field: str) -> Iterator[Json]:
+        parameters: dict[str, str] = {}
+        while True:
+            page = self._json("GET", path, params=parameters)
+            yield from page[field]
+            if not page.get("next"):
+                return
+            parameters = {"cursor": str(page["next"])}
+
     def _json(self, method: str, path: str, **options: Any) -> Json:
         with self._stream(method, path, **options) as response:
             return _object(response.read())
@@ -204,6 +232,10 @@ class _Counted:
 
 def _path(reference: str) -> str:
     return f"/adapters/{quote(reference, safe='@:')}"
+
+
+def _generator(reference: str) -> str:
+    return f"/generators/{quote(reference, safe='@:')}"
 
 
 def _object(body: bytes) -> Json:

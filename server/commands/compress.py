@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from server.client import ClientError
 from server.commands.adapters import check_reference, summary
 from server.commands.terminal import DEFAULT_URL, JsonOption, UrlOption, UsageError, connect, say, say_json
+from server.commands.texts import lines_of
 
 Names = Annotated[
     list[str], typer.Argument(metavar="NAME...", help="The adapter's name; several with --method.", show_default=False)
@@ -65,7 +65,7 @@ def compress(
     order |= together if method else alone
     order = {key: value for key, value in order.items() if value is not None}
     if probe is not None:
-        order["probe"] = _prompts(probe)
+        order["probe"] = lines_of(probe, "bad_probe")
     with connect(url) as client:
         made = client.compress_jointly(order | {"adapters": names}) if method else [client.compress(names[0], order)]
     if as_json:
@@ -97,13 +97,3 @@ def _tell(info: dict[str, Any]) -> None:
         f"KL divergence {divergence['mean_kl']:.3g} nats on average, {divergence['max_kl']:.3g} at most; "
         f"same greedy token at {divergence['same_greedy']:.1%} of {divergence['positions']:.0f} positions"
     )
-
-
-def _prompts(path: Path) -> list[str]:
-    try:
-        found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise ClientError(f"{path} is not UTF-8 text", "bad_probe") from None
-    if not found:
-        raise ClientError(f"{path} holds no prompts", "bad_probe")
-    return found

@@ -1,13 +1,9 @@
 """`merge`: several adapters made into one by the server."""
 
-import json
-import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from server.client import Client, ClientError
 from server.commands.adapters import check_name, check_reference, summary
 from server.commands.terminal import (
     DEFAULT_URL,
@@ -16,12 +12,12 @@ from server.commands.terminal import (
     UrlOption,
     UsageError,
     connect,
+    key_value,
     say,
     say_json,
-    share_bar,
 )
+from server.commands.waiting import tell_job, waited
 
-POLL_SECONDS = 0.2
 Method = Annotated[
     str, typer.Option(help="lego, cat, linear, svd, ties, ...: the README names all.", show_default=False)
 ]
@@ -51,16 +47,16 @@ def merge(
 ) -> None:
     """Merge the adapters of --from into the next version of NAME."""
     check_name(name)
-    told = dict(_parameter(text) for text in parameters or ())
+    told = dict(key_value(text) for text in parameters or ())
     if rank is not None:
         told["rank"] = rank
     order = {"name": name, "method": method, "sources": [_source(text) for text in sources], "parameters": told}
     with connect(url) as client:
         job = client.merge(order, replace=replace)
         if wait:
-            job = _waited(client, job, f"merge {name}")
+            job = waited(client, job, f"merge {name}")
         if job["state"] != "done":
-            _tell_job(job, as_json)
+            tell_job(job, as_json)
             return
         made = job["result"]
         info = client.adapter(f"{made['name']}@{made['version']}")
@@ -69,29 +65,6 @@ def merge(
         return
     say(f"{info['name']}@{info['version']}  {info['digest']}{'' if made['new'] else '  (already there, unchanged)'}")
     say(summary(info))
-
-
-def _tell_job(job: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        say_json(job)
-    else:
-        say(f"job {job['id']}  {job['state']}")
-
-
-def _waited(client: Client, job: dict[str, Any], label: str) -> dict[str, Any]:
-    """The job at its end. Raises ClientError with its error; interrupted, it has the server cancel it."""
-    with share_bar(label) as show:
-        try:
-            while job["state"] in ("queued", "running"):
-                show(job["progress"])
-                time.sleep(POLL_SECONDS)
-                job = client.job(job["id"])
-        except KeyboardInterrupt:
-            client.cancel_job(job["id"])
-            raise
-    if job["error"] is not None:
-        raise ClientError(job["error"]["message"], job["error"]["code"])
-    return job
 
 
 def _source(text: str) -> dict[str, Any]:
@@ -109,23 +82,3 @@ def _source(text: str) -> dict[str, Any]:
     if not abs(weight) <= 100:
         raise UsageError(f"{text!r}: a weight is a number from -100 to 100", param_hint="--from")
     return {"adapter": reference, "weight": weight}
-
-
-def _parameter(text: str) -> tuple[str, Any]:
-    """`density=0.3` as a number, `norm=l2` as a text: JSON where it is some; `examples=@FILE`: JSON of a file."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UsageError(f"{text!r} is no KEY=VALUE", param_hint="--set")
-    if value.startswith("@"):
-        return key, _json_file(Path(value[1:]))
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
-
-
-def _json_file(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{str(path)!r} cannot be read as JSON: {error}", param_hint="--set") from None

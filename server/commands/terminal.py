@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -73,6 +74,26 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """`density=0.3` as a number, `norm=l2` as a text: JSON where it is some; `examples=@FILE`: JSON of a file."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"{text!r} is no KEY=VALUE", param_hint="--set")
+    if value.startswith("@"):
+        return key, _json_file(Path(value[1:]))
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _json_file(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{str(path)!r} cannot be read as JSON: {error}", param_hint="--set") from None
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from server.api.schemas.adapters import AdapterInfo
+from server.api.schemas.generators import GeneratorInfo
 from server.api.schemas.jobs import JobInfo
 from tests.api.fake_compressor import ERRORS, TOLD
 
@@ -39,6 +40,7 @@ class FakeServer:
     authorization: list[str | None] = field(default_factory=list)
     prompts: list[dict[str, Any]] = field(default_factory=list)
     orders: list[dict[str, Any]] = field(default_factory=list)  # bodies of calls to compress
+    generators: list[str] = field(default_factory=list)
     states: list[str] = field(default_factory=lambda: ["done"])  # of the one job, at every look the next
     refuse: Response | None = None  # the answer to every call
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -121,15 +123,71 @@ class FakeServer:
         self.orders.append(await request.json())
         return JSONResponse(self._job(), status_code=202)
 
+    async def train(self, request: Request) -> Response:
+        self.orders.append(await request.json())
+        return JSONResponse(self._job("generate"), status_code=202)
+
+    async def list_generators(self, request: Request) -> Response:
+        infos = [self.generator(name) for name in sorted(self.generators)]
+        start = int(request.query_params.get("cursor", 0))
+        rest = start + self.page_size
+        return JSONResponse({"generators": infos[start:rest], "next": str(rest) if rest < len(infos) else None})
+
+    async def one_generator(self, request: Request) -> Response:
+        name = request.path_params["name"].partition("@")[0]
+        if name not in self.generators:
+            return error(404, "generator_not_found", f"The generator `{name}` does not exist.")
+        if request.method == "DELETE":
+            self.generators.remove(name)
+            return Response(status_code=204)
+        return JSONResponse(self.generator(name))
+
+    async def synthesize(self, request: Request) -> Response:
+        self.orders.append(await request.json())
+        name, made = self.orders[-1]["name"], (b"{}", b"made")
+        new = made not in self.versions.get(name, [])
+        self.versions[name] = [made]
+        told = {"sizes": {"recipe": 2048, "lora": 204_800, "generator": 1 << 20, "break_even": 6, "share": 0.01}}
+        return JSONResponse(self.info(name, 1) | {"provenance": told}, status_code=201 if new else 200)
+
+    def generator(self, name: str) -> dict[str, Any]:
+        told = {
+            "name": name,
+            "version": 1,
+            "digest": "a" * 64,
+            "base": {"id": "tiny", "fingerprint": "f" * 64},
+            "layout": {
+                "modules": 4,
+                "targets": ["q_proj"],
+                "rank": {"min": 2, "max": 2},
+                "numbers": 112,
+                "dtype": "F32",
+            },
+            "tasks": ["law", "verse"],
+            "condition": 64,
+            "latent": 8,
+            "parameters": 1000,
+            "bytes": 4096,
+            "created": "2026-11-22T10:00:00.000+00:00",
+            "event": "train",
+            "provenance": {"type": "train"},
+            "losses": [{"epoch": 3, "reconstruction": 0.25, "kl": 1.5}],
+            "sizes": {"recipe": 2048, "lora": 204_800, "generator": 4096, "break_even": 1},
+            "warnings": [],
+        }
+        return GeneratorInfo.model_validate(told).model_dump(mode="json")
+
     async def job(self, request: Request) -> Response:
         assert request.path_params["id"] == "j1"
-        return JSONResponse(self._job())
+        return JSONResponse(self._job("generate" if "tasks" in self.orders[-1] else "merge"))
 
-    def _job(self) -> dict[str, Any]:
+    def _job(self, kind: str = "merge") -> dict[str, Any]:
         state = self.states.pop(0)
-        told = {"id": "j1", "kind": "merge", "state": state, "progress": 0.5, "created": "", "finished": None}
+        told = {"id": "j1", "kind": kind, "state": state, "progress": 0.5, "created": "", "finished": None}
         result = failed = None
-        if state == "done":
+        if state == "done" and kind == "generate":
+            result = self.generator(self.orders[-1]["name"]) | {"new": True}
+        elif state == "done":
             name = self.orders[-1]["name"]
             self.versions[name] = [*self.versions.get(name, []), (b"{}", b"merged")]
             result = {"name": name, "version": len(self.versions[name]), "digest": "0" * 64, "new": True}
@@ -195,6 +253,10 @@ class FakeServer:
                 route("/adapters/{name}/compress", self.compress, "POST"),
                 route("/compress", self.compress_jointly, "POST"),
                 route("/merge", self.merge, "POST"),
+                route("/generators", self.train, "POST"),
+                route("/generators", self.list_generators, "GET"),
+                route("/generators/{name}", self.one_generator, "GET", "DELETE"),
+                route("/generators/{name}/adapters", self.synthesize, "POST"),
                 route("/jobs/{id}", self.job, "GET", "DELETE"),
                 route("/adapters/{name}/files/{file}", self.adapter, "GET"),
                 route("/generate_stream", self.generate, "POST"),

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from server.commands import merge
+from server.commands import waiting
 from tests.cli.conftest import Polyrank
 from tests.cli.fake_server import FakeServer, error
 
@@ -15,7 +15,7 @@ ORDER = ["merge", "both", "--method", "lego", "--from", "a", "--from", "b:0.5"]
 @pytest.fixture(autouse=True)
 def held(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.versions = {"a": [(b"{}", b"weights")]}
-    monkeypatch.setattr(merge, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(waiting, "POLL_SECONDS", 0.0)
 
 
 def test_says_which_job_it_is(polyrank: Polyrank, fake: FakeServer) -> None:

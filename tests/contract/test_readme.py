@@ -36,8 +36,9 @@ def test_commands(line: str) -> None:
     if command == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words[1]
     elif command == "polyrank":
-        commands = get_command(app).commands  # type: ignore[attr-defined]
-        options = {name for parameter in commands[words[1]].params for name in parameter.opts}
+        found = get_command(app).commands[words[1]]  # type: ignore[attr-defined]
+        found = found.commands[words[2]] if hasattr(found, "commands") else found
+        options = {name for parameter in found.params for name in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options
     else:
         assert command in ("curl", "docker", "python", "cd", "git")
