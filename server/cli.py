@@ -8,7 +8,19 @@ import typer
 
 from adapters_store.errors import CodedError
 from server.client import ClientError
-from server.commands import adapters, compress, doctor, generate, generator, keys, merge, serve, store, synthesize
+from server.commands import (
+    adapters,
+    bench,
+    compress,
+    doctor,
+    generate,
+    generator,
+    keys,
+    merge,
+    serve,
+    store,
+    synthesize,
+)
 from server.commands.terminal import JsonOption, say, say_json, warn
 from server.settings import SettingsError
 
@@ -27,6 +39,7 @@ app.command("merge")(merge.merge)
 app.command("generate")(generate.generate)
 app.add_typer(generator.app, name="generator")
 app.command("synthesize")(synthesize.synthesize)
+app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.command("fsck")(store.fsck)
 app.command("gc")(store.gc)

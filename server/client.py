@@ -50,10 +50,10 @@ class Client:
     def __init__(self, url: str, api_key: str | None = None, timeout: httpx.Timeout = TIMEOUT) -> None:
         parsed = httpx.URL(url)
         self.url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # A proxy cannot reach this machine's own loopback.
         self._http = httpx.Client(
-            base_url=self.url, headers=headers, timeout=timeout, trust_env=not is_loopback(parsed.host)
+            base_url=self.url, headers=self.headers, timeout=timeout, trust_env=not is_loopback(parsed.host)
         )
 
     def __enter__(self) -> Self:
@@ -171,6 +171,11 @@ class Client:
             return self._http.get("/ready", timeout=2.0).is_success
         except httpx.HTTPError:
             return False
+
+    def models(self) -> list[Json]:
+        """As OpenAI lists them: the base and every adapter."""
+        found: list[Json] = self._json("GET", "/v1/models").get("data") or []
+        return found
 
     def info(self) -> Json:
         """The server's own facts."""

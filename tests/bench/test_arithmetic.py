@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from server.load.arithmetic import Zipf, percentile
 from tests.bench.options import parse
 from tests.bench.report import page, table
 from tests.bench.results import Results
-from tests.bench.stats import Zipf, milliseconds, percentile, ratio
+from tests.bench.stats import milliseconds, ratio
 from tests.bench.workload import CASES, PREFILL, Case
 
 

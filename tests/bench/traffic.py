@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from server.load.arithmetic import percentile
 from tests.bench import stats
 from tests.bench.our_server import OurServer
 from tests.bench.peers.protocol import Request, Run
@@ -39,7 +40,7 @@ class Lane:
     @property
     def first_tokens(self) -> list[float]:
         """The median time to the first token of each run."""
-        return [stats.percentile(run.first, 0.5) for run in self.runs]
+        return [percentile(run.first, 0.5) for run in self.runs]
 
 
 def compare(session: Session, section: str, case: str, lanes: Sequence[Lane], requests: int, at_once: int) -> None:

@@ -5,9 +5,9 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from server.load.arithmetic import Zipf
 from tests.bench.adapters import SMALL, write_adapters
 from tests.bench.session import Session
-from tests.bench.stats import Zipf
 from tests.bench.traffic import Lane, compare
 
 RANK = 2
