@@ -7,6 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CODE := server adapters_store kernels tests deploy
+# Test files are shared among so many processes. Each has cores that others use too, where OpenMP's threads must not spin.
+WORKERS ?= 2
+PATIENT := OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
 # More arguments for the command that a target runs: make serve ARGS="--port 9000"
 ARGS ?=
 # 3.11 first: constraints.txt was resolved on it.
@@ -23,7 +26,7 @@ serve: $(STAMP) ## Set up if needed, then serve the built-in model and the examp
 
 .PHONY: test
 test: check test-servers ## Set up if needed, then lint, types and the whole test suite
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not deep" --timeout 600 $(ARGS)
+	HF_HUB_OFFLINE=1 $(PATIENT) $(BIN)/python -m pytest -m "not deep" --timeout 600 -n $(WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: check
 check: $(STAMP) ## Lint and types
