@@ -67,7 +67,7 @@ def peak() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("methods", nargs="*", default=list(METHODS), metavar="METHOD")
+    parser.add_argument("methods", nargs="*", default=[name for name in METHODS if name != "weight_search"])
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--mode", choices=("corrected", "peft_exact"))
     parser.add_argument("--here", action="store_true", help="measure in this process, and print JSON")
