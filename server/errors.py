@@ -1,5 +1,7 @@
 """The exception tree of the service; each class has its HTTP status and stable code. One handler answers them all."""
 
+import math
+
 from adapters_store.errors import CodedError
 
 
@@ -38,14 +40,23 @@ class Overloaded(CodedError):
 
 
 class RateLimited(CodedError):
-    """The client has used up what it may ask for in a time (429, with Retry-After in seconds)."""
+    """The client has sent as many requests as it may in a time (429, with Retry-After in seconds)."""
 
     status = 429
     code = "rate_limited"
+    unit = "requests"
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"This client has sent as many requests as --rate-limit allows; more in {seconds:.0f} s.")
+    def __init__(self, limit: str, seconds: float) -> None:
+        """limit: as it is written, `60/minute`."""
+        super().__init__(f"The limit of {self.unit} is {limit}, and it is used up; more in {math.ceil(seconds)} s.")
         self.retry_after = seconds
+
+
+class TokenLimited(RateLimited):
+    """The key has used as many tokens, of prompts and answers, as it may in a time (429, with Retry-After)."""
+
+    code = "token_limited"
+    unit = "tokens"
 
 
 class MissingKey(CodedError):

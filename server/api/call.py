@@ -9,7 +9,7 @@ from server.api.adapter_choice import AdapterChooser, ChooserDep
 from server.api.context import new_call_id
 from server.api.dependencies import Caller, CallerDep, ServicesDep
 from server.api.services import Engine, Services
-from server.errors import RateLimited
+from server.api.usage_limits import take_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,8 @@ class Call:
 
 
 async def within_rate(request: Request, services: ServicesDep, caller: CallerDep) -> None:
-    """Raises RateLimited. Clients are told apart by their address, for there are no keys; nothing is read before."""
-    if seconds := await services.replicas.wait(request.client.host if request.client else "local"):
-        raise RateLimited(seconds)
+    """Raises RateLimited, before anything is read."""
+    await take_request(request, caller, services.replicas)
 
 
 RateDep = Annotated[None, Depends(within_rate)]

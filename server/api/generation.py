@@ -9,10 +9,11 @@ from server.api.call import Call
 from server.api.current import CURRENT
 from server.api.disconnect import cancel_all, to_the_end, unless_disconnected
 from server.api.errors import RequestAborted
-from server.api.services import Engine, GenerationStream, Services
+from server.api.services import GenerationStream
+from server.api.usage_limits import TokenTally
 from server.engine.request import Candidate, FinishReason, GenerationRequest, PromptOutput, StepOutput
 from server.errors import EngineFailure
-from server.metrics import GenerationTimer, Metrics
+from server.metrics import GenerationTimer
 
 READ_AHEAD = 2
 
@@ -22,9 +23,10 @@ Indexed = tuple[int, StepOutput]
 class Generations:
     """The answers to the requests of one call, by their index. The first failure ends all of them."""
 
-    def __init__(self, streams: Sequence[GenerationStream], timer: GenerationTimer) -> None:
+    def __init__(self, streams: Sequence[GenerationStream], timer: GenerationTimer, tally: TokenTally) -> None:
         self._streams = streams
         self._timer = timer
+        self._tally = tally
         self._queue: asyncio.Queue[Indexed | Exception] = asyncio.Queue()
         # Room in the queue is each stream's own: a fast one cannot keep the others out.
         self._room = [asyncio.Semaphore(READ_AHEAD) for _ in streams]
@@ -33,23 +35,23 @@ class Generations:
         self._peeked: list[Indexed] = []
 
     @classmethod
-    async def open(
-        cls, engine: Engine, requests: Sequence[GenerationRequest], metrics: Metrics, endpoint: str
-    ) -> "Generations":
+    async def open(cls, call: Call, requests: Sequence[GenerationRequest], endpoint: str) -> "Generations":
         """Room is asked for all before any is submitted; if one is refused, those before it are aborted."""
-        engine.check_capacity(len(requests))
-        timer = metrics.generation(endpoint, len(requests))
+        call.engine.check_capacity(len(requests))
+        tally = await TokenTally.open(call.request, call.caller, call.services.replicas, requests)
+        timer = call.services.metrics.generation(endpoint, len(requests))
         current = CURRENT.get()
         if current is not None and current.timelines is not None:
             requests = [replace(request, traced=True) for request in requests]
         streams: list[GenerationStream] = []
         try:
             for request in requests:
-                streams.append(await engine.submit(request))  # noqa: PERF401 - those opened must be closed below
+                streams.append(await call.engine.submit(request))  # noqa: PERF401 - those opened must be closed below
         except BaseException:
+            tally.settle()
             await to_the_end(close_all(streams))
             raise
-        return cls(streams, timer)
+        return cls(streams, timer, tally)
 
     async def peek(self) -> None:
         """Wait for the first output, so that an early failure still gets its own HTTP status."""
@@ -76,6 +78,7 @@ class Generations:
         try:
             async for output in stream:
                 _note(output)
+                self._tally.output(index, output)
                 _raise_failure(output)
                 self._timer.output(index, output)
                 await self._room[index].acquire()
@@ -94,6 +97,7 @@ class Generations:
         await cancel_all(*self._readers)
         await close_all(self._streams)
         self._timer.done()
+        self._tally.settle()
 
 
 async def close_all(streams: Sequence[GenerationStream]) -> None:
@@ -153,11 +157,11 @@ class Answer:
 
 async def open_generations(call: Call, requests: Sequence[GenerationRequest], endpoint: str) -> Generations:
     """Open and wait for the first output; nothing stays behind if that fails or the client leaves."""
-    return await unless_disconnected(call.request, _opened(call.services, requests, endpoint))
+    return await unless_disconnected(call.request, _opened(call, requests, endpoint))
 
 
-async def _opened(services: Services, requests: Sequence[GenerationRequest], endpoint: str) -> Generations:
-    generations = await Generations.open(services.engine, requests, services.metrics, endpoint)
+async def _opened(call: Call, requests: Sequence[GenerationRequest], endpoint: str) -> Generations:
+    generations = await Generations.open(call, requests, endpoint)
     try:
         await generations.peek()
     except BaseException:
@@ -168,12 +172,12 @@ async def _opened(services: Services, requests: Sequence[GenerationRequest], end
 
 async def generate(call: Call, requests: Sequence[GenerationRequest], endpoint: str) -> list[Answer]:
     """All answers in the order of the requests. Ends early when the client leaves."""
-    return await unless_disconnected(call.request, _collect(call.services, requests, endpoint))
+    return await unless_disconnected(call.request, _collect(call, requests, endpoint))
 
 
-async def _collect(services: Services, requests: Sequence[GenerationRequest], endpoint: str) -> list[Answer]:
+async def _collect(call: Call, requests: Sequence[GenerationRequest], endpoint: str) -> list[Answer]:
     answers = [Answer() for _ in requests]
-    generations = await Generations.open(services.engine, requests, services.metrics, endpoint)
+    generations = await Generations.open(call, requests, endpoint)
     try:
         async for index, output in generations.outputs():
             answers[index].add(output)

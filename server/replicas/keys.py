@@ -75,5 +75,5 @@ class Keys:
         return f"{self.prefix}:replica:{identity}"
 
     def rate(self, limit: str, client: str, window: int) -> str:
-        """Integer that expires: requests of a client in a window."""
+        """Integer that expires: requests or tokens of a client in a window."""
         return f"{self.prefix}:rate:{limit}:{client}:{window}"

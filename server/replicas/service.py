@@ -11,7 +11,7 @@ from server.replicas.keys import Keys
 from server.replicas.link import RedisLink
 from server.replicas.names import SharedNames
 from server.replicas.presence import Presence
-from server.replicas.rate import Rate
+from server.replicas.rate import Rate, Taken
 from server.replicas.rate_limiter import RateLimiter
 from server.replicas.state import LinkState, Member, SharingStats
 from server.replicas.teller import Notices, Teller
@@ -21,7 +21,7 @@ MAX_DIGESTS = 1000  # told of each place
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What servers have in common. store, redis: URLs; rate: requests of a client, of all servers together."""
+    """What servers have in common. store, redis: URLs; rate: requests of each client that has no rate of its own."""
 
     store: str
     redis: str | None = None
@@ -52,7 +52,8 @@ class Replicas:
         self._fresh = None if alone else FreshNames(registry, base_names)
         interval = BUCKET_SECONDS if is_remote(place.store) else FOLDER_SECONDS
         self._catch_up = None if alone else CatchUp(registry, interval)
-        self._limiter = RateLimiter(place.rate, keys, self._link, self._presence.count) if place.rate else None
+        self.rate = place.rate
+        self._limiter = RateLimiter(keys, self._link, self._presence.count)
 
     def start(self) -> None:
         for part in (self._teller, self._follower, self._catch_up):
@@ -72,9 +73,13 @@ class Replicas:
         if self._fresh is not None:
             await self._fresh.ensure(reference, tenant)
 
-    async def wait(self, client: str) -> float:
-        """0 where the client's request is within the limit, else the seconds until it would be."""
-        return await self._limiter.wait(client) if self._limiter is not None else 0.0
+    async def take(self, client: str, rate: Rate, amount: int = 1) -> Taken:
+        """See RateLimiter.take."""
+        return await self._limiter.take(client, rate, amount)
+
+    def settle(self, taken: Taken, used: int) -> None:
+        """See RateLimiter.settle."""
+        self._limiter.settle(taken, used)
 
     def members(self) -> list[Member]:
         """This server first, then those it has heard of lately. From memory."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from server.replicas.rate import Rate, Taken
 from server.replicas.state import LinkState, Member, SharingStats
 
 OWN = Member("a" * 32, "http://10.0.0.1:8000", "acme/tiny-base", 2, 1, 0.25, {"resident": ["d1"]})
@@ -18,6 +19,8 @@ class FakeReplicas:
         self.asked: list[tuple[str, str]] = []
         self.clients: list[str] = []
         self.arrives: Callable[[], object] = lambda: None
+        self.settled: list[tuple[str, int, int]] = []
+        self.rate: Rate | None = Rate(1000, 60)
         self.seconds = 0.0
         self.others: list[Member] = []
         self.redis = LinkState()
@@ -26,9 +29,12 @@ class FakeReplicas:
         self.asked.append((reference, tenant))
         self.arrives()
 
-    async def wait(self, client: str) -> float:
+    async def take(self, client: str, rate: Rate, amount: int = 1) -> Taken:
         self.clients.append(client)
-        return self.seconds
+        return Taken(rate, client, amount, self.seconds, rate.limit - amount, 1.5, 0, shared=False)
+
+    def settle(self, taken: Taken, used: int) -> None:
+        self.settled.append((taken.client, taken.amount, used))
 
     def members(self) -> list[Member]:
         return [OWN, *self.others]

@@ -67,6 +67,7 @@ async def test_a_client_over_its_rate_is_told_when_to_come_again(
         assert answer.json()["error_type"] == "overloaded"
     assert replicas.clients == ["127.0.0.1"]
     assert replicas.asked == [], "a refused request costs no look-up"
+    assert replicas.settled == []
 
 
 async def test_only_generations_are_limited(client: httpx.AsyncClient, replicas: FakeReplicas) -> None:

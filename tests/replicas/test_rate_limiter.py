@@ -24,8 +24,19 @@ def up(url: str) -> RedisLink:
     return link
 
 
-def limiter(link: RedisLink | None, text: str = "6/minute", servers: int = 2) -> RateLimiter:
-    return RateLimiter(Rate.parse(text), KEYS, link, lambda: servers, lambda: NOW)
+class Limiter(RateLimiter):
+    """With one rate."""
+
+    def __init__(self, link: RedisLink | None, text: str, servers: int) -> None:
+        super().__init__(KEYS, link, lambda: servers, lambda: NOW)
+        self.rate = Rate.parse(text)
+
+    async def wait(self, client: str, amount: int = 1) -> float:
+        return (await self.take(client, self.rate, amount)).seconds
+
+
+def limiter(link: RedisLink | None, text: str = "6/minute", servers: int = 2) -> Limiter:
+    return Limiter(link, text, servers)
 
 
 async def test_without_redis_one_server_counts_for_itself() -> None:
@@ -104,4 +115,44 @@ async def test_garbage_in_the_counters_is_no_reason_to_refuse(redis: RedisServer
     link.call(spoil)
     ours = limiter(link)
     assert [bool(await ours.wait("c")) for _ in range(5)] == [False] * 3 + [True] * 2, "its own share"
+    ours.close()
+
+
+async def test_what_was_taken_and_not_used_is_given_back(redis: RedisServer) -> None:
+    links = [up(redis.url) for _ in range(2)]
+    ours = [limiter(link, "100/minute") for link in links]
+    first = await ours[0].take("c", ours[0].rate, 90)
+    assert (first.seconds, first.remaining, first.shared) == (0, 10, True)
+    second = await ours[1].take("c", ours[1].rate, 50)
+    assert (second.seconds, second.remaining) == (0, 0), "one more fits, so all of it is let in"
+    assert (await ours[0].take("c", ours[0].rate, 1)).seconds > 0
+    ours[0].settle(first, 20)
+    ours[1].settle(second, 60)
+    for each in ours:
+        each._threads.shutdown(wait=True)
+    with redis.client() as client:
+        key = KEYS.rate("100-60", "c", int(NOW // 60))
+        assert int(client.get(key) or 0) == 80
+        assert 0 < client.ttl(key) <= 120
+
+
+async def test_what_was_taken_is_settled_while_redis_is_away(redis: RedisServer) -> None:
+    link = up(redis.url)
+    ours = limiter(link, "100/minute", servers=1)
+    taken = await ours.take("c", ours.rate, 100)
+    redis.kill()
+    with pytest.raises(RedisAway):
+        link.call(lambda client: client.ping())
+    assert (await ours.take("c", ours.rate)).seconds > 0
+    ours.settle(taken, 30)
+    again = await ours.take("c", ours.rate, 70)
+    assert (again.seconds, again.remaining, again.shared) == (0, 0, False)
+    ours.close()
+
+
+async def test_limits_of_one_client_do_not_mix(redis: RedisServer) -> None:
+    ours = limiter(up(redis.url), "2/minute")
+    assert [bool(await ours.wait("key-a")) for _ in range(3)] == [False, False, True]
+    assert await ours.wait("tokens-a") == 0
+    assert (await ours.take("key-a", Rate.parse("2/hour"))).seconds == 0
     ours.close()

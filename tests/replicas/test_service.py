@@ -45,7 +45,7 @@ async def test_a_store_in_memory_is_nobody_elses() -> None:
     await alone.ensure("legal", "public")
     await alone.ensure("new", "public")
     assert names.asked == []
-    assert await alone.wait("c") == 0
+    assert (await alone.take("c", Rate(1, 60))).seconds == 0
     assert (alone.members(), alone.count()) == ([member("id")], 1)
     assert (alone.link(), alone.stats()) == (LinkState(), SharingStats())
     await asyncio.to_thread(alone.stop)
@@ -59,8 +59,12 @@ async def test_a_folder_may_be_shared_without_redis() -> None:
     await server.ensure("new", "public")
     assert names.asked == ["legal", "new"]
     assert server.stats() == SharingStats(checks=2)
-    assert await server.wait("c") == 0
-    assert await server.wait("c") > 0
+    assert server.rate == Rate(1, 86400)
+    taken = await server.take("c", server.rate, 5)
+    assert taken.seconds == 0, "the first is past the limit, and it is settled"
+    assert (await server.take("c", server.rate)).seconds > 0
+    server.settle(taken, 0)
+    assert (await server.take("c", server.rate)).seconds == 0
     assert not server.link().configured
     await asyncio.to_thread(server.stop)
 
@@ -74,7 +78,12 @@ async def test_with_redis_servers_know_each_other_and_share_the_limit(redis: Red
     until(lambda: all(server.count() == 2 for server in pair), SOON, "the two know each other")
     assert [each.id for each in pair[1].members()] == ["id2", "id1"]
     assert other.count() == 1, "another store"
-    assert [bool(await pair[turn % 2].wait("c")) for turn in range(4)] == [False, False, True, True]
+    assert [bool((await pair[turn % 2].take("c", Rate(2, 86400))).seconds) for turn in range(4)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
     await asyncio.to_thread(pair[0].stop)
     until(lambda: pair[1].count() == 1, SOON, "one has left")
     for server in (pair[1], other):
