@@ -89,8 +89,8 @@ class Settings(BaseSettings):
     )
     rate_limit: str | None = _option(
         None,
-        "Most generation requests of one client address, such as `60/minute` (second, hour, day); more get 429. "
-        "Over all servers with `--redis`.",
+        "Most generation requests of a key, or without keys of a client address, such as `60/minute` (second, hour, "
+        "day); more get 429. A key's own limit replaces it. Over all servers with `--redis`.",
         "RATE",
     )
     preload: Path | None = _option(

@@ -78,7 +78,7 @@ ENGINE_COUNTERS = {  # field of EngineStats, less `_total` -> its metric
     "prompt_tokens": _counter("prompt_tokens", "Prompt tokens taken in."),
     "generated_tokens": _counter("generated_tokens", "Tokens generated."),
     "steps": _counter("steps", "Steps of the engine."),
-    "preemptions": _counter("preemptions", "Requests put back into the queue for want of KV blocks."),
+    "preemptions": _counter("preemptions", "Requests put back into the queue: no KV blocks, or another's turn."),
     "adapter_hits": _counter("adapter_hits", "Requests that found their adapter in device memory."),
     "adapter_misses": _counter("adapter_misses", "Requests that had to wait for their adapter."),
     "adapter_loads": _counter("adapter_loads", "Adapters loaded into device memory."),
