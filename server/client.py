@@ -16,6 +16,7 @@ Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all if kn
 Json = dict[str, Any]
 
 TIMEOUT = httpx.Timeout(600.0, connect=5.0)  # seconds; an upload is answered after it has been checked
+PROBE_SECONDS = 5.0
 HINTS = {
     "adapter_exists": "--replace makes this the next version",
     "invalid_api_key": "POLYRANK_API_KEY holds another",
@@ -171,6 +172,16 @@ class Client:
             return self._http.get("/ready", timeout=2.0).is_success
         except httpx.HTTPError:
             return False
+
+    def probe(self, path: str) -> tuple[int, str]:
+        """The status of an answer, whatever it is, and the code of its error."""
+        try:
+            self._json("GET", path, timeout=PROBE_SECONDS)
+        except ClientError as error:
+            if error.status is None or error.status in (401, 403):
+                raise
+            return error.status, error.code
+        return 200, ""
 
     def models(self) -> list[Json]:
         """As OpenAI lists them: the base and every adapter."""

@@ -4,24 +4,24 @@ import os
 import shlex
 import shutil
 import socket
-import sys
 import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from server.client import Client, ClientError
+from server.client import Client
 from server.commands.terminal import size
 from server.model.errors import ModelLoadError
-from server.model.source import SourceKind, resolve_source
+from server.model.source import Source, SourceKind, resolve_source
 from server.settings import Settings, flag, variable
 
+CGROUP = Path("/sys/fs/cgroup")
 MODEL_AND_RUNTIME = 1.5 * 1024**3  # bytes: the default model in float32 and what torch takes beside it
 
 
 class State(StrEnum):
-    """How bad a finding is; only FAILED would stop a server."""
+    """How bad a finding is; FAILED would stop a server, or something that was asked for does not work."""
 
     OK = "ok"
     WARNING = "warning"
@@ -36,11 +36,6 @@ class Check:
     state: State
     found: str
     mend: str = ""
-
-
-def python() -> Check:
-    """Python's version; an older one than 3.11 cannot install this package."""
-    return Check("python", State.OK, ".".join(str(part) for part in sys.version_info[:3]))
 
 
 def torch() -> Check:
@@ -85,7 +80,8 @@ def memory(settings: Settings) -> Check:
     wanted = device + settings.host_adapter_memory + MODEL_AND_RUNTIME
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        free = min(float(available), _left_in_container())
     except (OSError, StopIteration):
         return Check("memory", State.OK, f"not known here; about {size(wanted)} are needed")
     if free < wanted:
@@ -94,12 +90,23 @@ def memory(settings: Settings) -> Check:
     return Check("memory", State.OK, f"{size(free)} free, about {size(wanted)} needed on a CPU")
 
 
+def _left_in_container() -> float:
+    """What the container's limit leaves; infinite without one."""
+    try:
+        most, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return float("inf") if most == "max" else int(most) - int(used)
+    except (OSError, ValueError):
+        return float("inf")
+
+
 def model(settings: Settings) -> Check:
     """Whether the base model is on this machine."""
     try:
         source = resolve_source(settings.model)
     except ModelLoadError as error:
         return Check("model", State.FAILED, error.message, f"or name another model with {variable('model')}")
+    if (wrong := _unreadable(source)) is not None:
+        return Check("model", State.FAILED, f"{source.id}: {wrong}", f"name another model with {variable('model')}")
     if source.kind is not SourceKind.HUB:
         return Check("model", State.OK, f"{source.id}, on this machine")
     from huggingface_hub import try_to_load_from_cache
@@ -107,6 +114,21 @@ def model(settings: Settings) -> Check:
     if isinstance(try_to_load_from_cache(source.location, "config.json"), str):
         return Check("model", State.OK, f"{source.id}, downloaded")
     return Check("model", State.WARNING, f"{source.id} is not on this machine", "the first start downloads it")
+
+
+def _unreadable(source: Source) -> str | None:
+    """What is wrong with the head of a GGUF file or with a folder's config; the weights are not read."""
+    if source.kind in (SourceKind.GGUF, SourceKind.DEFAULT):
+        with Path(source.location).open("rb") as file:
+            return None if file.read(4) == b"GGUF" else "this is no GGUF file"
+    if source.kind is SourceKind.FOLDER:
+        from transformers import AutoConfig
+
+        try:
+            AutoConfig.from_pretrained(source.location, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            return " ".join(str(error).split())[:200]
+    return None
 
 
 def store(settings: Settings) -> Check:
@@ -125,7 +147,8 @@ def store(settings: Settings) -> Check:
     except OSError as error:
         mend = f"set {variable('store')} to a folder of your own"
         return Check("store", State.FAILED, f"{place} cannot be written: {error.strerror or error}", mend)
-    return Check("store", State.OK, f"{place}, {size(shutil.disk_usage(nearest).free)} free")
+    hint = "; `polyrank fsck` reads what is in it" if (Path(place) / "lock").exists() else ""
+    return Check("store", State.OK, f"{place}, {size(shutil.disk_usage(nearest).free)} free{hint}")
 
 
 def _bucket(place: str) -> Check:
@@ -161,13 +184,3 @@ def why_not_bind(settings: Settings) -> str | None:
     except OSError as error:
         return (error.strerror or str(error)).lower()
     return None
-
-
-def server(client: Client) -> Check:
-    """Whether a server answers."""
-    try:
-        info = client.info()
-    except ClientError as error:
-        return Check("server", State.WARNING, error.message, error.hint or "")
-    model_id = info.get("model_id") or info.get("model") or "a model"
-    return Check("server", State.OK, f"{client.url} serves {model_id}")

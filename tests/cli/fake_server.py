@@ -260,6 +260,7 @@ class FakeServer:
                 route("/jobs/{id}", self.job, "GET", "DELETE"),
                 route("/adapters/{name}/files/{file}", self.adapter, "GET"),
                 route("/generate_stream", self.generate, "POST"),
+                route("/health", self.ready, "GET"),
                 route("/ready", self.ready, "GET"),
                 route("/info", self.ready, "GET"),
             ]
