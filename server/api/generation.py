@@ -37,7 +37,7 @@ class Generations:
     @classmethod
     async def open(cls, call: Call, requests: Sequence[GenerationRequest], endpoint: str) -> "Generations":
         """Room is asked for all before any is submitted; if one is refused, those before it are aborted."""
-        call.engine.check_capacity(len(requests))
+        call.engine.check_capacity(len(requests), call.caller.tenant, requests[0].adapters)
         tally = await TokenTally.open(call.request, call.caller, call.services.replicas, requests)
         timer = call.services.metrics.generation(endpoint, len(requests))
         current = CURRENT.get()

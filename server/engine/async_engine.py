@@ -6,10 +6,8 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
 
 from adapters_store.errors import CodedError
 from server.engine.activation import check_alone, num_virtual_tokens
@@ -20,51 +18,17 @@ from server.engine.grammar import GrammarCompiler
 from server.engine.limits import STUCK_SECONDS
 from server.engine.liveness import Liveness
 from server.engine.prompt_check import bounded, room_for
-from server.engine.request import FinishReason, GenerationRequest, StepOutput
+from server.engine.queue_share import giving_way
+from server.engine.request import FinishReason, GenerationRequest, StepOutput, WeightedAdapter
 from server.engine.sequence import Sequence
 from server.engine.status import AdapterUse, EngineInfo, EngineStats, ExpertLoad, Residency
+from server.engine.stream import GenerationStream
 from server.engine.tokenizer import Tokenizer
 from server.errors import EngineStopped, EngineStuck, InvalidRequest, Overloaded
 
 LONG_TEXT = 2_000  # characters; from here on tokenising (about 1 us each) goes to a thread
 
 log = logging.getLogger(__name__)
-
-
-class GenerationStream:
-    """The outputs of one request, in order; closing it early aborts the request."""
-
-    def __init__(self, engine: "AsyncEngine", request_id: str) -> None:
-        self.request_id = request_id
-        self._engine = engine
-        self._outputs: asyncio.Queue[StepOutput] = asyncio.Queue()
-        self._ended = False
-
-    def put(self, output: StepOutput) -> None:
-        self._outputs.put_nowait(output)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> StepOutput:
-        if self._ended:
-            raise StopAsyncIteration
-        output = await self._outputs.get()
-        self._ended = output.finish_reason is not None
-        return output
-
-    async def aclose(self) -> None:
-        """Abort the request unless it has ended. May be called again."""
-        self._ended = True
-        self._engine.abort(self.request_id)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 class AsyncEngine:
@@ -124,13 +88,22 @@ class AsyncEngine:
         finally:
             self._threads.release()
 
-    def check_capacity(self, count: int = 1) -> None:
-        """Raise Overloaded if `count` more requests do not fit the queue, InvalidRequest if they never will."""
+    def check_capacity(self, count: int = 1, tenant: str = "public", adapters: Iterable[WeightedAdapter] = ()) -> None:
+        """Raise Overloaded if `count` more requests of these adapters of a tenant do not fit the queue, and others need
+        not give way to them; InvalidRequest if they never will.
+        """
+        self._crowded_out(count, tenant, frozenset(adapter.digest for adapter in adapters))
+
+    def _crowded_out(self, count: int, tenant: str, adapters: frozenset[str]) -> list[GenerationStream]:
+        """Those who give way to so many more: see `queue_share`. Raises as `check_capacity`."""
         limit = self.info.max_running + self.info.max_queued
         if count > limit:
             raise InvalidRequest(f"The call makes {count} requests; the server holds {limit} at most. Ask for fewer.")
-        if self._admitted + count > limit:
+        missing = max(0, self._admitted + count - limit)
+        found = giving_way(self._streams.values(), tenant, adapters, missing) if missing else []
+        if len(found) < missing:
             raise Overloaded(f"{self._admitted} requests are running or queued and the limit is {limit}; retry later.")
+        return found
 
     async def submit(self, request: GenerationRequest) -> GenerationStream:
         """Tokenise and queue a request.
@@ -141,8 +114,10 @@ class AsyncEngine:
         self._check_running()
         if request.request_id in self._streams or request.request_id in self._leaving:
             raise InvalidRequest("A request with this id is running.", code="duplicate_request_id")
-        self.check_capacity()
-        stream = GenerationStream(self, request.request_id)
+        stream = GenerationStream(request, self.abort)
+        for other in self._crowded_out(1, stream.tenant, stream.adapters):
+            other.put(_failed(Overloaded("The queue is full, and this caller had most places in it; retry later.")))
+            self.abort(other.request_id)
         self._streams[request.request_id] = stream
         self._admitted += 1
         self._core.prefetch(request.adapters)
@@ -151,6 +126,7 @@ class AsyncEngine:
         except BaseException:
             self._forget(request.request_id)
             raise
+        stream.sequence = answer.sequence
         if self._streams.get(request.request_id) is stream:
             self._post(lambda: self._core.add(answer))
         else:  # aborted by id meanwhile, or the engine has stopped and told the stream already

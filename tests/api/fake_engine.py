@@ -2,7 +2,7 @@
 
 import asyncio
 import codecs
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ from server.engine.request import (
     PromptOutput,
     SamplingParams,
     StepOutput,
+    WeightedAdapter,
 )
 from server.engine.status import EngineInfo, EngineStats, ExpertLoad, Residency
 from server.engine.stop import StopWatch
@@ -153,7 +154,7 @@ class FakeEngine:
     def ready(self) -> bool:
         return self.is_ready
 
-    def check_capacity(self, count: int) -> None:
+    def check_capacity(self, count: int, tenant: str, adapters: Sequence[WeightedAdapter]) -> None:
         if count > self.capacity:
             raise Overloaded(f"The queue has room for {self.capacity} requests, not {count}.")
 

@@ -14,13 +14,14 @@ import pytest
 
 from server.engine import async_engine
 from server.engine.answer import Answer
-from server.engine.async_engine import AsyncEngine, GenerationStream
+from server.engine.async_engine import AsyncEngine
 from server.engine.batch import ScheduledBatch
 from server.engine.grammar import GrammarCompiler
 from server.engine.limits import STUCK_SECONDS
 from server.engine.request import FinishReason, GenerationRequest, SamplingParams, StepOutput
 from server.engine.sampler import Sampled
 from server.engine.status import EngineInfo
+from server.engine.stream import GenerationStream
 from tests.engine import fakes
 from tests.engine.fakes import FakeLoader, FakeRunner, tokenizer
 from tests.engine.support import BLOCK, weighted
@@ -86,10 +87,11 @@ class Front:
         prompt: Iterable[int] | str = PROMPT,
         sampling: SamplingParams | None = None,
         adapters: Iterable[str | tuple[str, float]] = (),
+        tenant: str = "tenant",
     ) -> GenerationStream:
         content = prompt if isinstance(prompt, str) else tuple(prompt)
         params = sampling or SamplingParams(max_tokens=4)
-        request = GenerationRequest(request_id, content, params, weighted(adapters), tenant="tenant")
+        request = GenerationRequest(request_id, content, params, weighted(adapters), tenant=tenant)
         return await self.engine.submit(request)
 
     async def generate(self, request_id: str, *args: object, **options: object) -> list[StepOutput]:

@@ -52,7 +52,8 @@ async def create_chat_completion(body: ChatRequest, call: CallDep) -> ChatComple
 
 
 async def _plan(body: ChatRequest, choice: Choice, call: Call) -> ChatPlan:
-    call.engine.check_capacity(body.n or 1)  # before the template, which may take a while on long conversations
+    # Before the template, which may take a while on long conversations.
+    call.engine.check_capacity(body.n or 1, call.caller.tenant, choice.adapters)
     check_characters(sum(message.characters for message in body.messages), call.engine.info, "messages")
     messages = [message.template_value() for message in body.messages]
     prompt = await asyncio.to_thread(call.engine.tokenizer.render_chat, messages, body.add_generation_prompt)
