@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,17 @@ from tests.support.nursery import BornServer, Nursery
 GRACE = 20.0  # seconds; far more than the running answers need
 CLIENTS = 4
 TOKENS = (20, 120)  # of an answer, from and to
-OPTIONS = ("--no-compile", "--kv-cache-memory", "4MiB", "--adapter-memory", "4MiB", "--device-memory", "8MiB")
+OPTIONS = (
+    "--no-compile",
+    "--log-format",
+    "json",
+    "--kv-cache-memory",
+    "4MiB",
+    "--adapter-memory",
+    "4MiB",
+    "--device-memory",
+    "8MiB",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +39,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Seen:
-    """What the clients of one server saw. Times are monotonic."""
+    """What the clients of one server saw."""
 
     whole: int = 0
     truncated: list[str] = field(default_factory=list)
     told: int = 0  # 503 with Retry-After
     other: list[str] = field(default_factory=list)
-    last_end: float = 0.0  # of an answer that was begun
-    refused: list[float] = field(default_factory=list)  # connections
+    refused: list[datetime] = field(default_factory=list)  # when connections were
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answered(self, whole: bool, text: str) -> None:
         with self.lock:
-            self.last_end = time.monotonic()
             if whole:
                 self.whole += 1
             else:
@@ -61,7 +70,7 @@ def one(client: httpx.Client, seen: Seen, tokens: int, stream: bool) -> bool:
         if status == 200:
             seen.answered(False, f"{error!r}: {text}")
         with seen.lock:
-            seen.refused.append(time.monotonic())
+            seen.refused.append(datetime.now(UTC))
         return False
     if status == 200:
         seen.answered(text.endswith("data: [DONE]\n\n") if stream else json.loads(text)["usage"] is not None, text)
@@ -104,7 +113,10 @@ def drain_under_load(nursery: Nursery, base: Path, folder: Path, seed: int) -> S
     assert (code, seconds < GRACE + 2) == (0, True), log[-3000:]
     assert not seen.truncated
     assert not seen.other
-    assert min(seen.refused) >= seen.last_end, "a connection was refused while an answer was owed"
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    [closing] = [place for place, line in enumerate(lines) if line["event"] == "Shutting down"]
+    assert min(seen.refused) >= datetime.fromisoformat(lines[closing]["timestamp"]), "refused before the end"
+    assert not [line for line in lines[closing:] if line.get("status") == 200], "an answer was owed at the end"
     assert "Traceback" not in log
     assert "ended_without_waiting" not in log
     return seen
