@@ -26,6 +26,7 @@ from adapters_store.log import GENERATORS, Log
 from adapters_store.records import DELETED, Blob, Record
 
 KIND = "icm_lora"
+PUBLIC = "public"  # the tenant whose generators everybody may use
 MAX_LOSSES = 64  # points of a loss curve that are kept
 # Of a record that cannot be read.
 _NOTHING: Mapping[str, Any] = {"layout": {}, "tasks": (), "condition": 0, "latent": 0, "losses": (), "sizes": {}}
@@ -63,7 +64,7 @@ class GeneratorInfo:
 
 class Generators:
     """Generators of one base model, `base`. Thread-safe; blocking: every look-up asks the store which version is
-    current, for others may write there too."""
+    current, for others may write there too. A tenant finds its own, then the public ones, and changes its own alone."""
 
     def __init__(self, store: Log, base: BaseSpec, limits: Limits | None = None) -> None:
         self._log = store.of(GENERATORS)
@@ -80,9 +81,10 @@ class Generators:
     def list(self, tenant: str = "public", cursor: str | None = None, limit: int = 100) -> tuple[_Infos, str | None]:
         """A page of current generators by name, and the cursor of the next page or None. Damaged ones are listed."""
         self._catalogue.catch_up()
-        found = self._index.names(tenant, cursor or "", limit + 1)
-        current = [(name, self._index.current(tenant, name)) for name in found[:limit]]
-        infos = [_info(name, record) for name, record in current if record is not None]
+        owners = _owners(tenant)
+        found = sorted({name for owner in owners for name in self._index.names(owner, cursor or "", limit + 1)})
+        current = [(name, [self._index.current(owner, name) for owner in owners]) for name in found[:limit]]
+        infos = [_info(name, next(record for record in records if record)) for name, records in current if any(records)]
         return infos, found[limit - 1] if len(found) > limit else None
 
     def require_free(
@@ -152,8 +154,10 @@ class Generators:
         """
         names.require_name(name)
         for _ in range(_ATTEMPTS):
-            record = self._find(name, tenant)[1]
-            names.check_match(_digest(record), if_match)
+            found = self._found(name, tenant)
+            if found is None:
+                raise _not_found(name)
+            names.check_match(_digest(found[1]), if_match)
             number = self._catalogue.newest(tenant, name) + 1
             if tombstone := self._log.commit(tenant, name, number, DELETED):
                 self._catalogue.appended(tenant, name, tombstone)
@@ -191,10 +195,19 @@ class Generators:
                 raise read_error(error, "file") from error
 
     def _find(self, reference: str, tenant: str) -> tuple[str, Record]:
+        for owner in _owners(tenant):
+            if found := self._found(reference, owner):
+                if found[1].generator is None:
+                    raise AdapterCorrupt("This version's record is damaged; upload or train the generator again.")
+                return found
+        raise _not_found(reference)
+
+    def _found(self, reference: str, tenant: str) -> tuple[str, Record] | None:
+        """Of this tenant's own."""
         try:
             parsed = names.parse(reference)
         except AdapterNotFound:
-            raise _not_found(reference) from None
+            return None
         name, record = parsed.name, None
         if name is None:
             self._catalogue.catch_up()
@@ -204,11 +217,7 @@ class Generators:
             record = self._current(tenant, name)
             if record is not None and parsed.version is not None:
                 record = self._index.version(tenant, name, parsed.version)
-        if name is None or record is None or record.deleted:
-            raise _not_found(reference)
-        if record.generator is None:
-            raise AdapterCorrupt("This version's record is damaged; upload or train the generator again.")
-        return name, record
+        return None if name is None or record is None or record.deleted else (name, record)
 
     def _of_digest(self, tenant: str, digest: str | None) -> tuple[str | None, Record | None]:
         for owner, name in sorted(self._index.heads()):
@@ -316,6 +325,10 @@ def _info(name: str, record: Record) -> GeneratorInfo:
 
 def _digest(record: Record) -> str:
     return record.blobs[GENERATOR_FILE].digest if record.generator is not None else ""
+
+
+def _owners(tenant: str) -> tuple[str, ...]:
+    return (tenant,) if tenant == PUBLIC else (tenant, PUBLIC)
 
 
 def _not_found(reference: str) -> AdapterNotFound:

@@ -141,6 +141,22 @@ def test_tenants_do_not_see_each_other(generators: Generators, add: Add) -> None
     assert generators.info("icm", "one") == info
 
 
+def test_public_ones_are_seen_by_all_and_changed_by_none(generators: Generators, add: Add) -> None:
+    public, _ = add("icm", 0)
+    add("public-only", 0)
+    for reference in ("icm", "icm@1", f"sha256:{public.digest}"):
+        assert generators.info(reference, "one").digest == public.digest
+    refused(AdapterNotFound, "generator_not_found", lambda: generators.delete("icm", "one"))
+    own, created = add("icm", 1, tenant="one")
+    assert (created, own.version) == (True, 1)
+    assert generators.info("icm", "one") == own
+    assert [info.digest for info in generators.list("one")[0]] == [own.digest, public.digest]
+    page, following = generators.list("one", limit=1)
+    assert ([info.name for info in page], following) == (["icm"], "icm")
+    generators.delete("icm", "one")
+    assert generators.info("icm", "one") == generators.info("icm") == public
+
+
 def test_pages(generators: Generators, add: Add) -> None:
     for name in ("a", "b", "c"):
         add(name)

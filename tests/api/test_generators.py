@@ -230,13 +230,21 @@ async def test_refused_adapters(client: Client, file: bytes, synthesizer: FakeSy
     openai_error(await client.post(ADAPTERS, json=order), 422, "unknown_task")
 
 
-async def test_tenants_do_not_see_each_other(client: Client, api: FastAPI, file: bytes, trainer: FakeTrainer) -> None:
-    async def other() -> Caller:
-        return Caller("other")
+async def test_tenants_do_not_see_each_other(
+    client: Client, api: FastAPI, file: bytes, registry: FakeRegistry, trainer: FakeTrainer
+) -> None:
+    async def one() -> Caller:
+        return Caller("one")
 
+    async def two() -> Caller:
+        return Caller("two")
+
+    registry.put("own", tenant="one")
+    order = ORDER | {"name": "late", "sources": [{"adapter": "own", "task": "law"}], "tasks": {"law": {}}}
+    api.dependency_overrides[authorise] = one
     digest = (await client.put("/generators/icm", content=file)).json()["digest"]
-    job = (await client.post("/generators", json=ORDER | {"name": "late"})).json()
-    api.dependency_overrides[authorise] = other
+    job = (await client.post("/generators", json=order)).json()
+    api.dependency_overrides[authorise] = two
     for reference in ("icm", "icm@1", f"sha256:{digest}"):
         for path in ("", "/file"):
             answer = await client.get(f"/generators/{reference}{path}")
@@ -246,7 +254,7 @@ async def test_tenants_do_not_see_each_other(client: Client, api: FastAPI, file:
     openai_error(await client.delete("/generators/icm"), 404, "generator_not_found")
     assert (await client.get("/generators")).json() == {"generators": [], "next": None}
     openai_error(await client.get(f"/jobs/{job['id']}"), 404, "job_not_found")
-    openai_error(await client.post("/generators", json=ORDER), 404, "model_not_found")  # the sources are another's
+    openai_error(await client.post("/generators", json=order), 404, "model_not_found")  # the sources are another's
     assert (await client.put("/generators/icm", content=file)).status_code == 201
-    api.dependency_overrides.clear()
+    api.dependency_overrides[authorise] = one
     assert (await client.get("/generators/icm")).json()["version"] == 1
