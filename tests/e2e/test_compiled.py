@@ -4,13 +4,18 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
+import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
 from server.engine.background_compiler import CACHE_VARIABLE
 from server.engine.limits import EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
+from server.model.compiled import CompiledLayer
+from server.model.decoder_layers import decoder_layers
 from server.model.step_context import StepContext
 from tests.e2e.world import ADAPTERS, World, build_world
 from tests.support.driver import CoreDriver, tokens
@@ -140,3 +145,35 @@ def test_a_second_start_finds_the_code_in_the_cache(engine: Engine) -> None:
     driver.core.close()
     assert counters["aot_autograd"]["autograd_cache_hit"] == hits + 2
     assert counters["aot_autograd"]["autograd_cache_miss"] == misses
+
+
+def test_hidden_states_of_compiled_layers(engine: Engine) -> None:
+    """What the last layer gives is seen as transformers has it, of one adapter and of another."""
+    last = decoder_layers(engine.driver._base)[-1]
+    assert isinstance(last.forward, CompiledLayer)
+    prompt, shown = (9, 8, 7, 6, 11), dict[str, dict[int, torch.Tensor]]()
+
+    def keep(own: dict[int, torch.Tensor], call: int, hidden: torch.Tensor) -> None:
+        assert engine.context.compiled_step is not None
+        own[call] = hidden.clone()
+
+    for name in engine.names[:2]:
+        shown[name] = {}
+        adapters = (WeightedAdapter(engine.world.digests[name]),)
+        sampling = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+        probe = partial(keep, shown[name])
+        engine.driver.add(GenerationRequest(f"seen {name}", prompt, sampling, adapters, hidden_probe=probe))
+    engine.driver.drain()
+    for name, found in shown.items():
+        model = engine.world.oracle._adapt(((name, 1.0),))
+        layers = next(part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == 3)
+        seen: list[torch.Tensor] = []
+        hook = layers[-1].register_forward_hook(
+            lambda _, __, out, own=seen: own.append(out[0] if isinstance(out, tuple) else out)
+        )
+        model(torch.tensor([[*prompt, *tokens(engine.driver.outputs[f"seen {name}"])[:-1]]]), use_cache=False)
+        hook.remove()
+        expected = seen[0][0, len(prompt) - 1 :]
+        assert sorted(found) == list(range(4))
+        apart = (torch.stack([found[call] for call in range(4)]) - expected).norm() / expected.norm()
+        assert float(apart) < 1e-4

@@ -156,3 +156,21 @@ def test_nothing_is_hooked_without_a_probe() -> None:
     assert not last._forward_hooks
     assert len(shown["watched"]) == TOKENS
     core.close()
+
+
+def test_over_an_int8_base() -> None:
+    """Its products round; what is shown is near the unrounded model's, and another adapter's is far."""
+    arrived = threading.Semaphore(0)
+    base = describe(tiny_model("llama"), tiny_tokenizer(), "tiny")
+    core = build_core(base, LIMITS, lambda digest: adapter("llama", digest), arrived.release, "int8")
+    shown: Shown = {}
+    tokens = prompt(12, 7)
+    for digest in ("one", "three"):
+        add(core, shown, digest, tokens, digest)
+    run(core, arrived)
+    core.close()
+    for digest, other in (("one", "three"), ("three", "one")):
+        near, far = oracle("llama", tokens, digest)[0], oracle("llama", tokens, other)[0]
+        apart = [float((shown[digest][0] - each).norm() / each.norm()) for each in (near, far)]
+        assert apart[0] < 0.15
+        assert apart[1] > 2 * apart[0]
