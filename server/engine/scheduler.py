@@ -76,7 +76,7 @@ class Scheduler:
         if preempted != self.num_preemptions:
             entries = [entry for entry in entries if entry.sequence.block_table]
         self.waiting.charge(entries)
-        if (claimant := self._claimant()) is not None:
+        if claimant is not None and claimant in self.waiting:
             claimant.stalled += 1
         return ScheduledBatch((*entries, *prompts))
 
@@ -106,11 +106,10 @@ class Scheduler:
             return None
         if self.adapters.all_resident(head.digests):
             self.waiting.choose_again()
-            head = self.waiting.head
-        for sequence in (head, self.waiting.least):
-            if sequence is not None and self.adapters.all_resident(sequence.digests):
-                return sequence
-        return None
+            turn = self.waiting.head
+        else:
+            turn = self.waiting.least
+        return turn if turn is not None and self.adapters.all_resident(turn.digests) else None
 
     def _make_way(self, claimant: Sequence) -> None:
         if (found := crowding(self.running, claimant, self.waiting.lane)) is not None:
