@@ -75,7 +75,7 @@ class Cvae(nn.Module):
         self.length = -(-self._share // step) * step
         channels, narrow = settings.channels, self.length // step
         told = condition + (PIECE if self.pieces > 1 else 0)
-        self.embedding = nn.Embedding(self.pieces, PIECE) if self.pieces > 1 else None
+        self.embedding = nn.Parameter(torch.empty(self.pieces, PIECE).uniform_(-1, 1)) if self.pieces > 1 else None
         self.register_buffer("condition_mean", torch.zeros(condition))
         self.register_buffer("condition_scale", torch.ones(1))
         self.down = nn.Sequential(*(_down(*pair) for pair in zip((1, *channels), channels, strict=False)))
@@ -120,7 +120,7 @@ class Cvae(nn.Module):
 
     def _told(self, condition: torch.Tensor, piece: torch.Tensor) -> torch.Tensor:
         scaled = (condition - self.condition_mean) / self.condition_scale
-        return scaled if self.embedding is None else torch.cat([scaled, self.embedding(piece)], dim=1)
+        return scaled if self.embedding is None else torch.cat([scaled, self.embedding[piece]], dim=1)
 
 
 def loss(
