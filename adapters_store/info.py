@@ -69,7 +69,7 @@ class Proof:
 class AdapterRef:
     """An adapter resolved: immutable, so one request sees one content from its first token to its last.
 
-    knobs, virtual_tokens, invocation: as in `AdapterInfo`.
+    tenant: whose it is; knobs, virtual_tokens, invocation: as in `AdapterInfo`.
     """
 
     name: str
@@ -89,7 +89,7 @@ class AdapterInfo:
     base; bytes: size of the weights file; created: ISO 8601, UTC; a deleted version has kind "deleted", no digest;
     proof: of uploads only, and None where an older Polyrank took them; knobs: what a request may choose of it
     (`adapters_store.variants`); virtual_tokens: how many it puts before the prompt; invocation: token ids from whose
-    last occurrence in the prompt on it acts, or () for everywhere.
+    last occurrence in the prompt on it acts, or () for everywhere; tenant: whose it is.
     """
 
     name: str
@@ -111,3 +111,4 @@ class AdapterInfo:
     knobs: Knobs = field(default_factory=dict)
     virtual_tokens: int = 0
     invocation: tuple[int, ...] = ()
+    tenant: str = "public"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from adapters_store.canonical import shorten
 from adapters_store.errors import AdapterConflict, AdapterInvalid, AdapterNotFound, NameExpected, PreconditionFailed
 
+PUBLIC = "public"  # the tenant whose adapters everybody may read
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 # TGI's and Hugging Face's chat clients send `tgi` and `dummy` as the model when they mean the base.
 _RESERVED = frozenset({"base", "__base__", "tgi", "dummy"})

@@ -1,10 +1,12 @@
 """What a tenant may keep in the store, and the room for what is being written."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from adapters_store import canonical
 from adapters_store.errors import CodedError
 from adapters_store.index import Index
 
@@ -35,6 +37,15 @@ class Wanted:
     name: str
     digest: str
     size: int
+
+    @classmethod
+    def of(cls, name: str, manifest: Mapping[str, Any]) -> "Wanted":
+        return cls(name, canonical.digest(canonical.dump(manifest)), manifest["bytes"])
+
+
+def no_quota(tenant: str) -> Quota | None:
+    """Of stores whose tenants may keep what they like."""
+    return None
 
 
 class Quotas:

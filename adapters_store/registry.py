@@ -1,27 +1,28 @@
 """Adapters by name: the one door to the store for uploads, look-ups and loads."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace as with_changes
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from adapters_store import canonical, names, stored, variants
+from adapters_store import names, stored, variants
 from adapters_store.bucket import Source
 from adapters_store.candidate import NOT_RUNNING, Candidate, FormFiles, contents, made_files, manifest_of, of_forms
 from adapters_store.catalogue import Catalogue, Committed
-from adapters_store.errors import AdapterCorrupt, AdapterInvalid, AdapterNotFound, StoreUnavailable, read_error
+from adapters_store.errors import AdapterCorrupt, AdapterInvalid, StoreUnavailable, read_error
 from adapters_store.formats import forms_file, importer, peft, peft_export
 from adapters_store.forms import AdapterWeights, BaseSpec, MadeForms
 from adapters_store.index import Index
-from adapters_store.info import AdapterInfo, AdapterRef, Notice, Proof
+from adapters_store.info import AdapterInfo, AdapterRef, Proof
 from adapters_store.limits import Limits
 from adapters_store.log import Log, lost
+from adapters_store.lookup import Found, Lookup
+from adapters_store.quota import QuotaOf, Quotas, Wanted, no_quota
 from adapters_store.records import DELETED, Blob, Record
+from adapters_store.soundness import DAMAGED, Soundness
 
 _ATTEMPTS = 32  # lost races in a row before a writer gives up; each loss means that somebody else won
 _UPLOAD: Mapping[str, Any] = {"type": "upload"}
-_DAMAGED = Notice("adapter_corrupt", "A stored file of this adapter is damaged or missing; upload it again.")
 _Infos = list[AdapterInfo]  # inside the class, `list` is the method
 
 
@@ -29,19 +30,26 @@ class AdapterRegistry:
     """Adapters of one base model, `base`, within `limits`.
 
     Thread-safe; blocking, except `resolve`, `info`, `list` and `versions`. catalogue: the names, which others may
-    change; committed: is told of every version that is appended here.
+    change; committed: is told of every version that is appended here; quota_of: what a tenant may keep.
     """
 
     def __init__(
-        self, store: Log, base: BaseSpec, limits: Limits | None = None, committed: Committed | None = None
+        self,
+        store: Log,
+        base: BaseSpec,
+        limits: Limits | None = None,
+        committed: Committed | None = None,
+        quota_of: QuotaOf = no_quota,
     ) -> None:
         self._log = store
         self.base = base
         self.limits = limits or Limits()
         self._files = stored.Loader(base, self.limits)
         self._index = Index()
+        self._names = Lookup(self._index, base.names)
+        self._quotas = Quotas(self._index, quota_of)
         self.catalogue = Catalogue(store, self._index, committed)
-        self._damaged: set[str] = set()  # digests of manifests and blobs; adapters may share a blob
+        self._soundness = Soundness(store)
         self.refresh()
 
     # --- look-ups, in memory
@@ -51,29 +59,29 @@ class AdapterRegistry:
 
         Raises AdapterNotFound, also for another tenant's adapter, or AdapterCorrupt.
         """
-        name, record = self._find(reference, tenant)
+        name, record, owner = self._names.find(reference, tenant)
         if record.manifest is None:
-            raise AdapterCorrupt(_DAMAGED.message)
+            raise AdapterCorrupt(DAMAGED.message)
         told = record.info
         acts = (told.knobs, told.virtual_tokens, told.invocation)
-        return AdapterRef(name, record.version, record.manifest, tenant, *acts)
+        return AdapterRef(name, record.version, record.manifest, owner, *acts)
 
     def info(self, reference: str, tenant: str = "public") -> AdapterInfo:
-        return self._shown(self._find(reference, tenant)[1])
+        return self._told(self._names.find(reference, tenant))
+
+    def current(self, name: str, tenant: str) -> AdapterInfo | None:
+        """What the tenant's own name holds, which `info` may have of the public one."""
+        record = self._index.current(tenant, name)
+        return self._soundness.shown(record, tenant) if record is not None else None
 
     def list(self, tenant: str = "public", cursor: str | None = None, limit: int = 100) -> tuple[_Infos, str | None]:
         """A page of current adapters by name, and the cursor of the next page or None. Damaged ones are listed."""
-        found = self._index.names(tenant, cursor or "", limit + 1)
-        records = [record for name in found[:limit] if (record := self._index.current(tenant, name))]
-        return [self._shown(record) for record in records], found[limit - 1] if len(found) > limit else None
+        found, following = self._names.page(tenant, cursor, limit)
+        return [self._told(each) for each in found], following
 
     def versions(self, name: str, tenant: str = "public") -> _Infos:
         """Every version of a name, newest first, deletions included. Raises AdapterNotFound for an unused name."""
-        names.require_name(name)
-        records = self._index.versions(tenant, name)
-        if not records:
-            raise names.not_found(name, self._index.near(tenant, name))
-        return [self._shown(record) for record in reversed(records)]
+        return [self._told(each) for each in self._names.versions(name, tenant)]
 
     def held(self, digest: str) -> bool:
         """Whether it is the current content of any name, whosever."""
@@ -129,6 +137,7 @@ class AdapterRegistry:
         imported = importer.inspect(config, weights_path, self.base, self.limits)
         told = {**imported.manifest_fields(), "provenance": dict(provenance)}
         made = (manifest_of(self.base, blobs[peft.WEIGHTS_FILE], blobs, told), files, blobs)
+        self._quotas.check(tenant, [Wanted.of(name, made[0])])
         return Candidate(tenant, name, config, weights_path, *made, if_match, replace, imported.base, known)
 
     def store(self, found: Candidate, proof: Proof) -> tuple[AdapterInfo, bool]:
@@ -142,7 +151,13 @@ class AdapterRegistry:
         """Refuses what `add_forms` would refuse, before anything is measured; whether the name holds this now."""
         names.check_name(name, *self.base.names)
         self.catalogue.refresh_name(tenant, name)
-        return self._check_free(tenant, name, contents(made_files(modules))[0], if_match, replace) is not None
+        held = self._check_free(tenant, name, contents(made_files(modules))[0], if_match, replace)
+        self.require_room(name, tenant)
+        return held is not None
+
+    def require_room(self, name: str, tenant: str) -> None:
+        """Raises QuotaExceeded if the tenant may have no more adapters and this name would be one."""
+        self._quotas.check(tenant, [Wanted(name, "", 0)])
 
     def add_forms(
         self,
@@ -179,6 +194,7 @@ class AdapterRegistry:
             self.catalogue.refresh_name(tenant, each.name)
             current = self._index.current(tenant, each.name)
             names.check_match(current.manifest if current else None, each.if_match)
+        self._quotas.check(tenant, [Wanted.of(each.name, parts[0]) for each, parts in zip(adapters, made, strict=True)])
         for manifest, files, _ in made:
             self._log.restore(manifest, files)
         return [
@@ -196,7 +212,8 @@ class AdapterRegistry:
             self.catalogue.refresh_name(tenant, name)
             current = self._index.current(tenant, name)
             if current is None:
-                raise self._missing(name, name, None, tenant)
+                self._names.require_own(name, tenant)
+                raise self._names.missing(name, name, None, tenant)
             names.check_match(current.manifest, if_match)
             if record := self._log.commit(tenant, name, self.catalogue.newest(tenant, name) + 1, DELETED):
                 self._committed(tenant, name, record)
@@ -210,14 +227,16 @@ class AdapterRegistry:
             self.catalogue.refresh_name(tenant, name)
             wanted = self._index.version(tenant, name, version)
             if wanted is None or wanted.manifest is None:
+                self._names.require_own(name, tenant)
                 raise names.not_found(f"{name}@{version}")
             current = self._index.current(tenant, name)
             if current is not None and current.manifest == wanted.manifest:
-                return self._shown(current)
+                return self._soundness.shown(current, tenant)
             manifest = self._log.manifest(wanted.manifest)
             number, proof = self.catalogue.newest(tenant, name) + 1, wanted.info.proof
-            if record := self._log.commit(tenant, name, number, "rollback", manifest, proof=proof):
-                return self._committed(tenant, name, record)
+            with self._quotas.room(tenant, Wanted(name, wanted.manifest, wanted.info.bytes)):
+                if record := self._log.commit(tenant, name, number, "rollback", manifest, proof=proof):
+                    return self._committed(tenant, name, record)
         raise names.busy(name)
 
     # --- content
@@ -228,7 +247,7 @@ class AdapterRegistry:
         Raises AdapterCorrupt, AdapterNotFound, AdapterInvalid, KnobRefused, StoreUnavailable.
         """
         digest, variant = variants.split(key)
-        with self._watched(digest):
+        with self._soundness.watched(digest):
             manifest = self._log.manifest(digest)
         if manifest["base"]["fingerprint"] != self.base.fingerprint:
             raise AdapterInvalid(
@@ -236,7 +255,7 @@ class AdapterRegistry:
             )
         blobs = {name: Blob(**blob) for name, blob in manifest["blobs"].items()}
         with ExitStack() as stack:
-            paths = {name: stack.enter_context(self._blob(blob)) for name, blob in blobs.items()}
+            paths = {name: stack.enter_context(self._soundness.blob(blob)) for name, blob in blobs.items()}
             try:
                 return self._files.load(paths, key, variant)
             except OSError as error:
@@ -251,13 +270,13 @@ class AdapterRegistry:
 
         Adapters that the server has made are written as PEFT's two files, too.
         """
-        record = self._find(reference, tenant)[1]
+        record = self._names.find(reference, tenant).record
         blob = record.blobs.get(filename)
         if stored.exported(record.blobs, filename) and record.manifest is not None:
             return peft_export.export(filename, self.load(record.manifest).modules, self.base)
         if blob is None:
             raise names.no_file(filename, record.blobs)
-        stream = self._stream(blob)
+        stream = self._soundness.stream(blob)
         next(stream)  # opens and verifies now, so that a damaged file is an error and not a cut answer
         return blob.size, stream
 
@@ -268,7 +287,7 @@ class AdapterRegistry:
         for item in self._log.records():
             self._index.put(item.tenant, item.name, item.record)
         sizes = self._log.sizes()
-        self._damaged = {digest for record in self._index.all_current() for digest in lost(record, sizes)}
+        self._soundness.damaged = {digest for record in self._index.all_current() for digest in lost(record, sizes)}
 
     def verify(self, stop: Callable[[], bool] = lambda: False) -> frozenset[str]:
         """Hashes every file of every current adapter, for a background thread; the digests of damaged adapters."""
@@ -277,65 +296,8 @@ class AdapterRegistry:
             if stop():
                 break
             with suppress(StoreUnavailable):  # that says nothing of the adapter
-                self._sound(record)
-        return frozenset(digest for digest, record in records.items() if digest and self._is_damaged(record))
-
-    def _sound(self, record: Record) -> bool:
-        """Whether manifest and files have their digests; every one is read."""
-        if record.manifest is not None:
-            with suppress(AdapterCorrupt, AdapterNotFound), self._watched(record.manifest):
-                self._log.manifest(record.manifest)
-        for blob in record.blobs.values():
-            with suppress(AdapterCorrupt), self._blob(blob):
-                pass
-        return not self._is_damaged(record)
-
-    def _restored(self, record: Record, manifest: Mapping[str, Any], files: Mapping[str, Source]) -> bool:
-        """Writes the files again. False if the manifest is still damaged: an older Polyrank may have worded it."""
-        self._log.restore(manifest, files)
-        return self._sound(record)
-
-    def _is_damaged(self, record: Record) -> bool:
-        return not self._damaged.isdisjoint({record.manifest, *(blob.digest for blob in record.blobs.values())})
-
-    @contextmanager
-    def _blob(self, blob: Blob) -> Iterator[Path]:
-        with ExitStack() as stack:
-            with self._watched(blob.digest):
-                path = stack.enter_context(self._log.blob(blob))
-            yield path
-
-    @contextmanager
-    def _watched(self, digest: str) -> Iterator[None]:
-        """Remembers whether the file that is read here was found damaged or sound."""
-        try:
-            yield
-        except (AdapterCorrupt, AdapterNotFound):
-            self._damaged.add(digest)
-            raise
-        self._damaged.discard(digest)
-
-    def _find(self, reference: str, tenant: str) -> tuple[str, Record]:
-        parsed = names.parse(reference, *self.base.names)
-        name, version = parsed.name, parsed.version
-        if parsed.digest is not None:
-            name, version = self._index.by_digest(tenant, parsed.digest) or (None, None)
-        if name is None:
-            raise names.not_found(reference)
-        record = self._index.current(tenant, name)
-        if version is not None and (record is not None or parsed.digest is not None):
-            record = self._index.version(tenant, name, version)
-        if record is None or record.deleted:
-            raise self._missing(reference, name, version, tenant)
-        return name, record
-
-    def _missing(self, reference: str, name: str, version: int | None, tenant: str) -> AdapterNotFound:
-        """Says of a deleted name how to have it back, of any other which names are near."""
-        versions = self._index.versions(tenant, name)
-        kept = [record.version for record in versions if record.manifest is not None]
-        if kept and versions[-1].deleted and version in (None, *kept):
-            return names.deleted(reference, name, version or kept[-1])
-        return names.not_found(reference, self._index.near(tenant, name))
+                self._soundness.check(record)
+        return frozenset(digest for digest, record in records.items() if digest and self._soundness.is_damaged(record))
 
     def _check_free(
         self, tenant: str, name: str, blobs: Mapping[str, Blob], if_match: str | None, replace: bool
@@ -362,34 +324,22 @@ class AdapterRegistry:
         replace: bool,
         proof: Proof | None = None,
     ) -> tuple[AdapterInfo, bool]:
-        for _ in range(_ATTEMPTS):
-            current = self._check_free(tenant, name, blobs, if_match, replace)
-            if current and (self._sound(current) or self._restored(current, manifest, files)):
-                return self._shown(current), False
-            if record := self._log.commit(
-                tenant, name, self.catalogue.newest(tenant, name) + 1, event, manifest, files, proof
-            ):
-                self._damaged.difference_update(files)
-                return self._committed(tenant, name, record), True
-            self.catalogue.refresh_name(tenant, name)
+        with self._quotas.room(tenant, Wanted.of(name, manifest)):
+            for _ in range(_ATTEMPTS):
+                current = self._check_free(tenant, name, blobs, if_match, replace)
+                if current and (self._soundness.check(current) or self._soundness.restore(current, manifest, files)):
+                    return self._soundness.shown(current, tenant), False
+                number = self.catalogue.newest(tenant, name) + 1
+                if record := self._log.commit(tenant, name, number, event, manifest, files, proof):
+                    self._soundness.damaged.difference_update(files)
+                    return self._committed(tenant, name, record), True
+                self.catalogue.refresh_name(tenant, name)
         raise names.busy(name)
 
     def _committed(self, tenant: str, name: str, record: Record) -> AdapterInfo:
         self.catalogue.appended(tenant, name, record)
-        self._damaged.discard(record.manifest or "")
-        return self._shown(record)
+        self._soundness.damaged.discard(record.manifest or "")
+        return self._soundness.shown(record, tenant)
 
-    def _shown(self, record: Record) -> AdapterInfo:
-        if self._is_damaged(record):
-            return with_changes(record.info, warnings=(*record.info.warnings, _DAMAGED))
-        return record.info
-
-    def _stream(self, blob: Blob) -> Iterator[bytes]:
-        with self._blob(blob) as path:
-            try:
-                with path.open("rb") as file:
-                    yield b""
-                    while block := file.read(canonical.CHUNK):
-                        yield block
-            except OSError as error:
-                raise read_error(error, "file") from error
+    def _told(self, found: Found) -> AdapterInfo:
+        return self._soundness.shown(found.record, found.tenant)

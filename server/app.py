@@ -23,6 +23,7 @@ from adapters_store.generators import Generators
 from adapters_store.limits import Limits
 from adapters_store.log import Log, open_store
 from adapters_store.places import is_remote
+from adapters_store.quota import no_quota
 from adapters_store.registry import AdapterRegistry
 from kernels import dispatch
 from server import logs
@@ -85,7 +86,8 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     notices = Notices()
     committed = notices.announce if settings.redis is not None else None
     spec = replace(base.spec, rounded=settings.quantize == "int8")
-    registry = AdapterRegistry(store, spec, _upload_limits(settings, base.dtype), committed)
+    quota_of = keys.quota if keys is not None else no_quota
+    registry = AdapterRegistry(store, spec, _upload_limits(settings, base.dtype), committed, quota_of)
     if settings.preload is not None:
         preload(registry, settings.preload)
     served = partial(in_memory, dtype=settings.adapter_dtype, embeddings=base.spec.embeddings)

@@ -12,6 +12,8 @@ from adapters_store.compression.recipe import Bounds, Compressed, Recipe, alread
 from adapters_store.errors import AdapterConflict, AdapterInvalid
 from adapters_store.forms import AdapterWeights, MadeForms
 from adapters_store.info import AdapterInfo, AdapterRef
+from adapters_store.lookup import public
+from adapters_store.names import PUBLIC
 from adapters_store.registry import AdapterRegistry
 from server.divergence import PROMPTS, Divergence, Engine, measure
 from server.errors import InvalidRequest, ModelOutputInvalid, Overloaded
@@ -38,16 +40,18 @@ class Compressor:
         target: str | None = None,
         replace: bool = False,
         probe: Sequence[str] | None = None,
+        tenant: str = PUBLIC,
     ) -> Told:
         """The new version, whether it is new, and the relative Frobenius error of each module.
 
         target: its name, by default the source's own, whose current version the source must be; replace: the target
-        may hold other content. probe: the prompts of the measurement, by default a fixed set.
+        may hold other content. probe: the prompts of the measurement, by default a fixed set. tenant: whose the target
+        is; a public source leaves the public name as it is and gets one of the tenant's own.
         Raises AdapterInvalid `too_lossy`, `already_compressed` or `nothing_to_compress`, AdapterConflict, and what
         the registry and the engine raise.
         """
-        name, tenant = target or source.name, source.tenant
-        own = name == source.name and not replace
+        name = target or source.name
+        own = (tenant, name) == (source.tenant, source.name) and not replace
         if own:
             self._check_current(source, "Give a `target`, or `replace`.", "target")
         self._check_original(source)
@@ -79,15 +83,18 @@ class Compressor:
         bounds: Bounds,
         *,
         probe: Sequence[str] | None = None,
+        tenant: str = PUBLIC,
     ) -> list[Told]:
         """As `compress`, for a collection of one tenant, in the order of `sources`: current versions of their names.
 
         Each gets a next version, if all keep the bounds; a name that has changed meanwhile is refused (If-Match).
-        Raises besides Overloaded while another collection is at work, InvalidRequest `duplicate_adapter`, and
-        AdapterInvalid `rank_limit`, `too_few_adapters` or `modules_differ`.
+        Raises besides PublicAdapter for what is not the tenant's own, Overloaded while another collection is at work,
+        InvalidRequest `duplicate_adapter`, and AdapterInvalid `rank_limit`, `too_few_adapters` or `modules_differ`.
         """
         _check_collection(sources, recipe, self._registry.limits.max_rank)
         for source in sources:
+            if source.tenant != tenant:
+                raise public(source.name)
             self._check_current(source, "Name it without a version.", "adapters")
             self._check_original(source)
         if self._joining:  # it takes minutes of a core and all factors in float64

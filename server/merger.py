@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters_store import canonical, names
 from adapters_store.candidate import FormFiles
-from adapters_store.errors import AdapterInvalid, AdapterNotFound
+from adapters_store.errors import AdapterInvalid
 from adapters_store.formats.forms_file import FORMS_FILE
 from adapters_store.formats.peft import CONFIG_FILE, KIND
 from adapters_store.info import AdapterInfo, AdapterRef
@@ -93,6 +93,7 @@ class Merger:
             names.check_match(stored.digest if stored else None, if_match)
             if stored is not None and if_match is None and not replace:
                 raise names.taken(name, stored.version, stored.digest)
+            registry.require_room(name, tenant)
             stored = None
         order = {"name": name, "if_match": if_match, "replace": replace, "recipe": recipe, **what}
         return Plan({**order, "max_rank": registry.limits.max_rank}, recipe, stored)
@@ -136,10 +137,7 @@ class Merger:
 
     def _current(self, name: str, tenant: str) -> AdapterInfo | None:
         self._registry.catalogue.refresh_name(tenant, name)
-        try:
-            return self._registry.info(name, tenant)
-        except AdapterNotFound:
-            return None
+        return self._registry.current(name, tenant)
 
     def _write(self, index: int, digest: str, folder: Path) -> None:
         weights = self._registry.load(digest)

@@ -16,14 +16,13 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from adapters_store.names import check_tenant
+from adapters_store.names import PUBLIC, check_tenant
 from adapters_store.quota import Quota
 from server.errors import InvalidKey
 from server.replicas.rate import Rate
 
 Scope = Literal["generate", "adapters:read", "adapters:write", "admin", "metrics"]
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
-PUBLIC = "public"  # the tenant whose adapters everybody may read
 MAX_BYTES = 16 << 20  # of all keys of a server: some 40,000
 _ID = r"pr_[a-z2-7]{8}"
 _KEY = re.compile(rf"({_ID})_[A-Za-z0-9_-]{{43}}")

@@ -14,6 +14,7 @@ from fastapi import Depends, Header, Query, Request
 
 from adapters_store.errors import AdapterNotFound
 from adapters_store.info import AdapterRef
+from adapters_store.names import PUBLIC
 from server.api.context import add_answer_header
 from server.api.dependencies import Caller, CallerDep, ServicesDep
 from server.api.schemas.refused import refuse_misnamed, refuse_misspelt
@@ -63,6 +64,11 @@ def _short(adapter: WeightedAdapter) -> str:
     weight = "" if adapter.weight == 1.0 else f"*{adapter.weight:g}"
     digest, colon, variant = _bare(adapter.digest).partition(":")
     return digest[:16] + colon + variant + weight
+
+
+def label_of(ref: AdapterRef) -> str:
+    """Its name in metrics, where tenants' adapters of one name must not be taken for each other."""
+    return ref.name if ref.tenant == PUBLIC else f"{ref.tenant}/{ref.name}"
 
 
 def _bare(digest: str) -> str:
@@ -156,7 +162,7 @@ class AdapterChooser:
 
     def _chosen(self, model: str, found: Sequence[Chosen]) -> Choice:
         for each in found:
-            self._services.metrics.adapter_used(each.ref.name, each.ref.digest)
+            self._services.metrics.adapter_used(label_of(each.ref), each.ref.digest)
         alone = len(found) == 1 and found[0].weight == 1.0
         names = (each.told + ("" if alone else f";w={each.weight:g}") for each in found)
         self._tell(", ".join(names), ", ".join(each.ref.digest for each in found))

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from adapters_store.names import check_tenant
-from server.access.key import PUBLIC, SCOPES, Scope
+from adapters_store.names import PUBLIC, check_tenant
+from server.access.key import SCOPES, Scope
 from server.api.services import Services
 from server.errors import InvalidKey, InvalidRequest, MissingKey, MissingScope, Overloaded
 

@@ -99,6 +99,7 @@ class Intake(Protocol):
 class Registry(Protocol):
     """Adapters by name. `resolve` is a lookup in memory; the others may touch the disk.
 
+    A tenant reads its own adapters and, behind them, the public ones; what changes something takes its own alone.
     Other servers may write to the same store: `Replicas.ensure` comes before the look-up of a name.
     """
 
@@ -141,9 +142,16 @@ class Compressor(Protocol):
         target: str | None = None,
         replace: bool = False,
         probe: Sequence[str] | None = None,
+        tenant: str = "public",
     ) -> tuple[AdapterInfo, bool, dict[str, float]]: ...
     async def compress_jointly(
-        self, sources: Sequence[AdapterRef], recipe: JointRecipe, bounds: Bounds, *, probe: Sequence[str] | None = None
+        self,
+        sources: Sequence[AdapterRef],
+        recipe: JointRecipe,
+        bounds: Bounds,
+        *,
+        probe: Sequence[str] | None = None,
+        tenant: str = "public",
     ) -> list[tuple[AdapterInfo, bool, dict[str, float]]]: ...
 
 

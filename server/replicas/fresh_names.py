@@ -7,12 +7,13 @@ before it told anyone. So the bound is kept by asking the store itself, ahead of
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 from adapters_store import names
 from adapters_store.errors import AdapterInvalid, AdapterNotFound, StoreUnavailable
+from adapters_store.lookup import seen_by
 from server.errors import Overloaded
 from server.replicas.names import SharedNames
 
@@ -50,22 +51,24 @@ class FreshNames:
     async def ensure(self, reference: str, tenant: str) -> None:
         """Makes the registry's answer for the reference at most BOUND_SECONDS old, if the store answers.
 
+        That is about two names: the tenant's own, and the public one behind it.
+
         Raises StoreUnavailable or Overloaded, for a name that the registry does not know only.
         """
         name = self._name_in(reference)
         if name is None:
             return
-        key = (tenant, name)
-        age = self._clock() - self._checked.get(key, float("-inf"))
-        if not self._registry.newest(tenant, name):
-            if age >= MISS_SECONDS:
-                await self._ask_for_unknown(key)
-        elif age >= AHEAD_SECONDS:
-            task = self._ask(key)
-            if age >= BOUND_SECONDS and self._clock() >= self._away_until:
-                done, _ = await asyncio.wait({task}, timeout=KNOWN_WAIT_SECONDS)
-                if not done:
-                    self._failed_check()
+        now = self._clock()
+        ages = {(owner, name): now - self._checked.get((owner, name), float("-inf")) for owner in seen_by(tenant)}
+        if not any(self._registry.newest(*key) for key in ages):
+            await self._ask_for_unknown([key for key, age in ages.items() if age >= MISS_SECONDS])
+            return
+        asked = {key: self._ask(key) for key, age in ages.items() if age >= AHEAD_SECONDS}
+        late = {task for key, task in asked.items() if ages[key] >= BOUND_SECONDS}
+        if late and now >= self._away_until:
+            _, waiting = await asyncio.wait(late, timeout=KNOWN_WAIT_SECONDS)
+            if waiting:
+                self._failed_check()
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -80,14 +83,16 @@ class FreshNames:
             return None
         return parsed.name
 
-    async def _ask_for_unknown(self, key: _Key) -> None:
-        if key not in self._asking and self._unknown >= MAX_UNKNOWN:
+    async def _ask_for_unknown(self, keys: Sequence[_Key]) -> None:
+        if not keys:
+            return
+        if self._unknown >= MAX_UNKNOWN and any(key not in self._asking for key in keys):
             raise Overloaded("Too many unknown adapter names are being looked up. Try again soon.")
-        task = self._ask(key, self._unknown_slots)
-        done, _ = await asyncio.wait({task}, timeout=UNKNOWN_WAIT_SECONDS)
-        if not done:
+        tasks = {self._ask(key, self._unknown_slots) for key in keys}
+        done, waiting = await asyncio.wait(tasks, timeout=UNKNOWN_WAIT_SECONDS)
+        if waiting:
             self._failed_check()
-        if not done or not task.result():
+        if waiting or not all(task.result() for task in done):
             raise StoreUnavailable("The adapter store cannot be asked for this name now; try again.")
 
     def _ask(self, key: _Key, turn: asyncio.Semaphore | None = None) -> "asyncio.Task[bool]":

@@ -44,7 +44,7 @@ def test_info_has_the_shape_of_the_api(upload: Upload) -> None:
     fields = dataclasses.asdict(upload("legal", 1)[0])
     assert json.loads(json.dumps(fields)).keys() == {
         *("name", "version", "digest", "kind", "forms", "rank", "modules", "parameters", "bytes", "base", "created"),
-        *("event", "provenance", "compression", "warnings", "proof", "knobs", "virtual_tokens", "invocation"),
+        *("event", "provenance", "compression", "warnings", "proof", "knobs", "virtual_tokens", "invocation", "tenant"),
     }
     assert (fields["kind"], fields["forms"], fields["event"]) == ("lora", ("low_rank",), "upload")
     assert fields["rank"] == {"min": 2, "max": 2}

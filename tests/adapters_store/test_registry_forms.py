@@ -101,7 +101,7 @@ def test_what_add_refuses_is_refused_here(registry: AdapterRegistry, upload: Upl
 def test_a_damaged_file_is_found(tmp_path: Path, upload: Upload, registry: AdapterRegistry, objects: Objects) -> None:
     first, _ = upload("legal", 1)
     info, _ = add_int8(registry, first, "small")
-    record = registry._find("small", "public")[1]
+    record = registry._names.find("small", "public")[1]
     objects._put(f"blobs/sha256/{record.blobs[FORMS_FILE].digest}", b"\0" * info.bytes)
     assert registry.verify() == {info.digest}
     with pytest.raises(AdapterCorrupt):
@@ -127,7 +127,7 @@ def test_a_collection_shares_one_basis_file(registry: AdapterRegistry, objects: 
         ("two", 2, True),
         ("three", 2, True),
     ]
-    blobs = [registry._find(info.name, "public")[1].blobs for info, _ in stored]
+    blobs = [registry._names.find(info.name, "public")[1].blobs for info, _ in stored]
     assert len({each[BASIS_FILE].digest for each in blobs}) == 1
     assert len({each[FORMS_FILE].digest for each in blobs}) == 3
     assert all(info.forms == ("shared_basis",) and info.bytes < sources[0].bytes for info, _ in stored)
@@ -160,7 +160,7 @@ def test_a_damaged_basis_is_damage_of_all_who_share_it(
 ) -> None:
     sources = [upload(name, seed)[0] for seed, name in enumerate(("one", "two"))]
     stored = [info for info, _ in registry.add_collection(collection(registry, sources), "compress")]
-    blob = registry._find("one", "public")[1].blobs[BASIS_FILE]
+    blob = registry._names.find("one", "public")[1].blobs[BASIS_FILE]
     objects._put(f"blobs/sha256/{blob.digest}", b"\0" * blob.size)
     assert registry.verify() == {info.digest for info in stored}
     with pytest.raises(AdapterCorrupt):

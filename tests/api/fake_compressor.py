@@ -36,29 +36,36 @@ class FakeCompressor:
         target: str | None = None,
         replace: bool = False,
         probe: Sequence[str] | None = None,
+        tenant: str = "public",
     ) -> tuple[AdapterInfo, bool, dict[str, float]]:
         order = {"source": source.digest, "target": target, "replace": replace, "probe": probe}
         self.orders.append(order | asdict(recipe) | asdict(bounds))
         if self.failure is not None:
             raise self.failure
         name = target or source.name
-        current = self._registry.current(name, source.tenant)
+        current = self._registry.current(name, tenant)
         if current is not None and current.event == "compress":
             return current, False, ERRORS
-        made = self._registry.put(name, b"small", source.tenant)
+        made = self._registry.put(name, b"small", tenant)
         return self._told(made), True, ERRORS
 
     async def compress_jointly(
-        self, sources: Sequence[AdapterRef], recipe: JointRecipe, bounds: Bounds, *, probe: Sequence[str] | None = None
+        self,
+        sources: Sequence[AdapterRef],
+        recipe: JointRecipe,
+        bounds: Bounds,
+        *,
+        probe: Sequence[str] | None = None,
+        tenant: str = "public",
     ) -> list[tuple[AdapterInfo, bool, dict[str, float]]]:
         order = {"sources": [source.digest for source in sources], "probe": probe}
         self.orders.append(order | asdict(recipe) | asdict(bounds))
         if self.failure is not None:
             raise self.failure
-        made = [self._registry.put(source.name, b"small", source.tenant) for source in sources]
+        made = [self._registry.put(source.name, b"small", tenant) for source in sources]
         return [(self._told(each), True, ERRORS) for each in made]
 
     def _told(self, made: AdapterInfo) -> AdapterInfo:
         info = replace(made, event="compress", compression=TOLD, provenance={"type": "compress"})
-        self._registry.names["public", made.name][-1] = info
+        self._registry.names[made.tenant, made.name][-1] = info
         return info

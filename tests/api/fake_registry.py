@@ -10,6 +10,7 @@ from typing import Any
 from adapters_store import names
 from adapters_store.errors import AdapterConflict, AdapterInvalid, AdapterNotFound, CodedError, PreconditionFailed
 from adapters_store.info import AdapterInfo, AdapterRef, BaseName, ModuleCount, Notice, RankRange
+from adapters_store.lookup import public
 
 Infos = list[AdapterInfo]  # inside the class, `list` is the method
 CONFIG = b'{"peft_type": "LORA"}'
@@ -62,28 +63,32 @@ class FakeRegistry:
     def resolve(self, reference: str, tenant: str = "public") -> AdapterRef:
         found = self._find(reference, tenant)
         acts = (found.knobs, found.virtual_tokens, found.invocation)
-        return AdapterRef(found.name, found.version, found.digest, tenant, *acts)
+        return AdapterRef(found.name, found.version, found.digest, found.tenant, *acts)
 
     def info(self, reference: str, tenant: str = "public") -> AdapterInfo:
         return self._find(reference, tenant)
 
     def list(self, tenant: str = "public", cursor: str | None = None, limit: int = 100) -> tuple[Infos, str | None]:
         self._fail()
-        current = [self.current(name, owner) for owner, name in sorted(self.names) if owner == tenant]
-        infos = [info for info in current if info and info.name > (cursor or "")]
+        seen: dict[str, AdapterInfo] = {}
+        for owner in ("public", tenant):
+            current = [self.current(name, whose) for whose, name in self.names if whose == owner]
+            seen |= {info.name: info for info in current if info}
+        infos = [seen[name] for name in sorted(seen) if name > (cursor or "")]
         return infos[:limit], infos[limit - 1].name if len(infos) > limit else None
 
     def versions(self, name: str, tenant: str = "public") -> Infos:
-        if (tenant, name) not in self.names:
-            raise _missing(name)
-        return self.names[tenant, name][::-1]
+        for owner in (tenant, "public"):
+            if (owner, name) in self.names:
+                return self.names[owner, name][::-1]
+        raise _missing(name)
 
     def delete(self, name: str, tenant: str = "public", if_match: str | None = None) -> None:
         names.require_name(name)
         self._fail()
         current = self.current(name, tenant)
         if current is None:
-            raise _missing(name)
+            raise public(name) if self.current(name) else _missing(name)
         if if_match is not None:
             self._match(current, if_match)
         gone = changed(current, version=current.version + 1, kind="deleted", digest="", event="delete")
@@ -91,6 +96,8 @@ class FakeRegistry:
 
     def rollback(self, name: str, version: int, tenant: str = "public") -> AdapterInfo:
         old = self._find(f"{name}@{version}", tenant)
+        if old.tenant != tenant:
+            raise public(name)
         return self._store(name, *self.content[old.digest], tenant)
 
     def share_here(self, name: str, version: int, tenant: str = "public") -> float:
@@ -130,6 +137,7 @@ class FakeRegistry:
             event="upload",
             provenance={"type": "upload"},
             compression=None,
+            tenant=tenant,
             warnings=(Notice("adapter_is_noop", "All B are zero."),) if weights == b"zero" else (),
         )
         versions.append(info)
@@ -141,12 +149,13 @@ class FakeRegistry:
         for prefix in ("base:", "acme/tiny-base:"):
             reference = reference.removeprefix(prefix)
         name, _, version = reference.partition("@")
-        for (owner, stored), versions in self.names.items():
-            for info in reversed(versions):
-                live = stored == name and versions[-1].digest
-                wanted = live and (version == str(info.version) or (not version and info is versions[-1]))
-                if owner == tenant and info.digest and (wanted or reference == f"sha256:{info.digest}"):
-                    return info
+        for owner in (tenant, "public"):
+            for (whose, stored), versions in self.names.items():
+                for info in reversed(versions):
+                    live = stored == name and versions[-1].digest
+                    wanted = live and (version == str(info.version) or (not version and info is versions[-1]))
+                    if whose == owner and info.digest and (wanted or reference == f"sha256:{info.digest}"):
+                        return info
         raise _missing(reference)
 
     def _match(self, current: AdapterInfo | None, if_match: str) -> None:

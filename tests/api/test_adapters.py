@@ -57,6 +57,7 @@ async def test_one_adapter(client: Client, engine: FakeEngine, registry: FakeReg
         "knobs": {},
         "virtual_tokens": 0,
         "invocation": [],
+        "tenant": "public",
         "residency": "resident",
         "progress": None,
         "pinned": True,

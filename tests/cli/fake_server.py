@@ -76,6 +76,7 @@ class FakeServer:
             "knobs": {},
             "virtual_tokens": 0,
             "invocation": [],
+            "tenant": "public",
         }
         return AdapterInfo.model_validate(told).model_dump(mode="json")  # the real server's shape
 

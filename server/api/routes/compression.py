@@ -52,6 +52,7 @@ async def compress(
         target=body.target,
         replace=body.replace,
         probe=body.probe,
+        tenant=caller.tenant,
     )
     write.made(stored)
     response.headers["ETag"] = etag(stored.digest)
@@ -79,6 +80,7 @@ async def compress_jointly(
         JointRecipe(body.method, body.rank, body.clusters),
         Bounds(body.max_error, _max_divergence(body, services.engine.info.quantization)),
         probe=body.probe,
+        tenant=caller.tenant,
     )
     return CompressedCollection(adapters=[await _answered(services, caller, *each) for each in stored])
 

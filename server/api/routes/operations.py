@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
 
 from adapters_store.formats import table
-from server.access.key import PUBLIC
+from adapters_store.names import PUBLIC
 from server.api.access import ANY_KEY, OPEN, WATCH
 from server.api.dependencies import ServicesDep
 from server.api.errors import Unhealthy

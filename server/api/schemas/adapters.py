@@ -78,7 +78,7 @@ class AdapterInfo(FromStore):
 
     `knobs`: what a request may choose of it, `{"rank": {"max": 8}}`, `{"gate": {"default": 0.5}}` or `{"task":
     {"count": 4}}`; `virtual_tokens`: how many it puts before the prompt; `invocation`: token ids from whose last
-    occurrence in the prompt on it acts.
+    occurrence in the prompt on it acts; `tenant`: whose it is, the caller's own or `public`.
     """
 
     name: str
@@ -100,6 +100,7 @@ class AdapterInfo(FromStore):
     knobs: dict[str, dict[str, float]]
     virtual_tokens: int
     invocation: list[int]
+    tenant: str
     residency: Residency = Residency.ABSENT
     progress: float | None = None
     pinned: bool = False
@@ -227,7 +228,7 @@ def adapter_body(services: Services, caller: Caller, adapter: info.AdapterInfo) 
         body.pinned = services.engine.pinned(adapter.digest)
         body.merged_into_base = services.engine.merged(adapter.digest)
         if body.residency in (Residency.ABSENT, Residency.LOADING):
-            share = services.adapters.share_here(adapter.name, adapter.version, caller.tenant)
+            share = services.adapters.share_here(adapter.name, adapter.version, adapter.tenant)
             if body.residency is Residency.LOADING:
                 body.progress = share
             elif share == 1:
