@@ -129,7 +129,7 @@ def new_secret(ring: Keyring) -> tuple[str, str]:
 
 
 def digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
+    return hashlib.sha256(secret.encode(errors="backslashreplace")).hexdigest()
 
 
 class KeyTable:
