@@ -114,7 +114,8 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     kept, vectors = Generators(store, spec, registry.limits), TaskVectors(engine)
     trainer = GeneratorTrainer(registry, kept, vectors)
     synthesizer = Synthesizer(registry, kept, vectors, intake, replaced)
-    jobs = Jobs({merge.KIND: merger, generators.KIND: trainer}, _jobs_place(settings, store))
+    ended = audit.job_ended if audit is not None else None
+    jobs = Jobs({merge.KIND: merger, generators.KIND: trainer}, _jobs_place(settings, store), ended=ended)
     metrics.watch_jobs(jobs.counts)
     metrics.watch_access(keys.state if keys else None, (lambda: audit.failures) if audit else None)
     made = (engine, registry, intake, compressor, replicas, metrics, api_settings, drain)

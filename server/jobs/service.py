@@ -56,7 +56,15 @@ class Place:
 class Jobs:
     """To be used on one event loop, between `start` and `stop`."""
 
-    def __init__(self, kinds: Mapping[str, Kind], place: Place, work: Work = process.run) -> None:
+    def __init__(
+        self,
+        kinds: Mapping[str, Kind],
+        place: Place,
+        work: Work = process.run,
+        ended: Callable[[Job], None] | None = None,
+    ) -> None:
+        """ended: is told of each job at its end; it may block."""
+        self._ended = ended
         self._kinds = kinds
         self._place = place
         self._work = work
@@ -231,6 +239,8 @@ class Jobs:
         self._forget()
         facts = {"job": job.id, "kind": job.kind, "state": state, "code": error.code if error else None}
         log.info("job_ended", extra=facts)
+        if self._ended is not None:
+            await asyncio.to_thread(self._ended, job)
 
     async def _remove_note(self, job: Job) -> None:
         try:

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from adapters_store.quota import QuotaExceeded
 from server.access.audit import AuditLog
+from server.jobs.job import Job
+
+LINE = ("tenant", "action", "name", "version", "digest", "job", "status", "code")
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -48,6 +52,21 @@ def test_a_line_that_cannot_be_written_is_logged_and_counted(tmp_path: Path, cap
     assert audit.failures == 1
     assert caplog.records[0].message == "audit_not_written"
     assert caplog.records[0].__dict__["line"] == {"action": "DELETE /adapters/{name}"}
+
+
+def test_the_end_of_a_job_is_a_line(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path / "audit.log")
+    done = Job("acme", "merge", {"name": "new"}, "k")
+    done.end("done", {"name": "new", "version": 2, "digest": "d", "new": True})
+    failed = Job("globex", "merge", {"name": "other"}, "k")
+    failed.end("failed", error=QuotaExceeded("no"))
+    for job in (done, failed):
+        audit.job_ended(job)
+    told = [tuple(line[key] for key in LINE) for line in lines(tmp_path / "audit.log")]
+    assert told == [
+        ("acme", "job merge", "new", 2, "d", done.id, 200, None),
+        ("globex", "job merge", "other", None, None, failed.id, 403, "quota_exceeded"),
+    ]
 
 
 WRITER = """
