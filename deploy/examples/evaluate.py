@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,8 +68,11 @@ def in_process(names: Sequence[str], adapters: Path) -> Answer:
 
 
 def from_server(url: str, concurrency: int) -> Answer:
-    """Answers from a running server, `concurrency` requests at a time."""
-    client = httpx.Client(base_url=url, timeout=300, limits=httpx.Limits(max_connections=concurrency))
+    """Answers from a running server, `concurrency` requests at a time; its key, if it has keys, is POLYRANK_API_KEY."""
+    key = os.environ.get("POLYRANK_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    limits = httpx.Limits(max_connections=concurrency)
+    client = httpx.Client(base_url=url, headers=headers, timeout=300, limits=limits)
 
     def answer(adapter: str | None, prompts: Sequence[str], most: int) -> list[str]:
         params = {} if adapter is None else {"adapter": adapter}

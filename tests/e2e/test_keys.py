@@ -62,7 +62,7 @@ class Guarded:
         self.place.change(edit)
 
     def ask(self, method: str, path: str, secret: str | None, **options: Any) -> httpx.Response:
-        return httpx.request(method, self.server.url + path, headers=bearer(secret), timeout=60, **options)
+        return httpx.request(method, self.server.url + path, headers=bearer(secret), timeout=300, **options)
 
     def answers(self, secret: str, status: int) -> bool:
         return self.ask("GET", "/info", secret).status_code == status
