@@ -188,9 +188,8 @@ def test_a_merge_of_public_adapters_is_the_tenants_own(guarded: Guarded) -> None
     made = guarded.ask("POST", "/merge?wait=true", secret, json=order)
     assert (made.status_code, made.json()["tenant"], made.json()["version"]) == (201, "merging", 1)
     assert guarded.ask("GET", "/adapters/source0", guarded.make()).json()["digest"] != made.json()["digest"]
-    ordered, ended = (
-        next(line for line in guarded.lines() if line["action"] == a) for a in ("POST /merge", "job merge")
-    )
+    found = {line["action"]: line for line in guarded.lines() if line["digest"] == made.json()["digest"]}
+    ordered, ended = found["POST /merge"], found["job merge"]
     assert (ordered["key"], ordered["status"]) == (secret[:11], 201)
     assert ended["job"] == ordered["job"]
     small = guarded.ask("POST", "/adapters/source1/compress", secret, json={"max_divergence": None})
