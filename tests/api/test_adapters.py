@@ -61,6 +61,7 @@ async def test_one_adapter(client: Client, engine: FakeEngine, registry: FakeReg
         "residency": "resident",
         "progress": None,
         "pinned": True,
+        "merged_into_base": False,
     }
 
 
