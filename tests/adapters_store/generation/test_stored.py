@@ -69,7 +69,7 @@ def test_stored_and_loaded(registry: AdapterRegistry, objects: Objects, saved: t
             assert distance(loaded, TASKS[other]) > 1
         with pytest.raises(KnobRefused):
             registry.load(f"{info.digest}:rank=1")
-    blobs = [registry._find(task, "public")[1].blobs for task in TASKS]
+    blobs = [registry._names.find(task, "public")[1].blobs for task in TASKS]
     assert len({each[GENERATOR_FILE].digest for each in blobs}) == 1
     assert len({each[RECIPE_FILE].digest for each in blobs}) == len(TASKS)
 
@@ -118,7 +118,7 @@ def test_a_damaged_generator_is_damage_of_all_that_it_makes(
     registry: AdapterRegistry, objects: Objects, saved: tuple[Generator, Path]
 ) -> None:
     infos = [add(registry, saved, task, task) for task in TASKS]
-    blob = registry._find("left", "public")[1].blobs[GENERATOR_FILE]
+    blob = registry._names.find("left", "public")[1].blobs[GENERATOR_FILE]
     objects._put(f"blobs/sha256/{blob.digest}", b"\0" * blob.size)
     assert registry.verify() == {info.digest for info in infos}
     for info in infos:
