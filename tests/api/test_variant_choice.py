@@ -34,6 +34,11 @@ def weighted(digest: str, *parts: tuple[str, float]) -> tuple[WeightedAdapter, .
     return tuple(WeightedAdapter(digest + variant, weight) for variant, weight in parts)
 
 
+async def test_counts_are_told_as_whole_numbers(client: Client, digest: str) -> None:
+    text = (await client.get("/adapters/dial")).text
+    assert '"knobs":{"rank":{"max":8},"gate":{"default":0.5},"task":{"count":4}}' in text
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     ("parameters", "expected", "told"),

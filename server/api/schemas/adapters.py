@@ -97,7 +97,7 @@ class AdapterInfo(FromStore):
     compression: dict[str, Any] | None
     warnings: list[Notice]
     proof: Proof | None
-    knobs: dict[str, dict[str, float]]
+    knobs: dict[str, dict[str, int | float]]
     virtual_tokens: int
     invocation: list[int]
     tenant: str
