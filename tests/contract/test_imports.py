@@ -56,6 +56,7 @@ RULES = (
             "server.jobs.job",
             "server.engine.request",
             "server.engine.status",
+            "server.replicas.rate",
             "server.replicas.state",
             "adapters_store",
         ),
