@@ -57,7 +57,7 @@ PAPERS: tuple[Paper, ...] = (
     _by("IncreLoRA", "arXiv 2308.12043", "increlora"),
     _by("LoRAM", "arXiv 2502.13533", "loram"),
     _by("SVFit", "arXiv 2409.05926", "svfit"),
-    _lora("ICM-LoRA", "arXiv 2501.17635", "Generators are trained and kept (`/generators`), adapters stored as recipes."),
+    _lora("ICM-LoRA", "arXiv 2501.17635", "Generators are kept (`/generators`), adapters stored as recipes."),
     _by("PETALface", "arXiv 2412.07771", "petalface"),
     _refused("PELA", "arXiv 2310.10700", "PELA"),
     _by("GaLore", "arXiv 2403.03507", "full_delta"),
