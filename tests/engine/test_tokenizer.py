@@ -11,7 +11,7 @@ from tokenizers import decoders, models, normalizers
 from server.engine.tokenizer import MAX_CHAT_BYTES, TextStream, Tokenizer
 from server.errors import InvalidRequest
 from tests.engine.fakes import tokenizer
-from tests.support.models import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, tiny_tokenizer
+from tests.support.models import BOS, BOS_ID, CHAT_TEMPLATE, EOS, EOS_ID, PAD, PAD_ID, VOCABULARY, tiny_tokenizer
 
 TEXTS = [
     "",
@@ -173,6 +173,14 @@ class TestChat:
         with pytest.raises(InvalidRequest) as caught:
             Tokenizer(plain).render_chat(list(self.MESSAGES))
         assert caught.value.code == "no_chat_template"
+
+    def test_facts_for_clients(self) -> None:
+        plain = tiny_tokenizer()
+        facts = Tokenizer(plain).facts
+        assert (facts.bos_token, facts.eos_token, facts.pad_token, facts.unk_token) == (BOS, EOS, PAD, None)
+        assert facts.chat_template == CHAT_TEMPLATE
+        plain.chat_template = {"default": CHAT_TEMPLATE, "tools": CHAT_TEMPLATE}
+        assert Tokenizer(plain).facts.chat_template is None
 
     @pytest.mark.parametrize(
         "template", ["{{ raise_exception('roles must alternate') }}", "{{ messages[5].content }}", "{% bad"]

@@ -1,6 +1,7 @@
-"""`POST /tokenize` and `/detokenize`, in vLLM's shapes."""
+"""`POST /tokenize` and `/detokenize`, `GET /tokenizer_info`, in vLLM's shapes."""
 
 import asyncio
+from dataclasses import asdict
 
 from fastapi import APIRouter
 
@@ -10,8 +11,14 @@ from server.api.body import JsonRoute
 from server.api.dependencies import Caller, CallerDep, ServicesDep
 from server.api.openai_sampling import check_tokens
 from server.api.prompt_limits import check_characters, check_token_count
-from server.api.schemas.errors import JSON_ERRORS
-from server.api.schemas.models import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
+from server.api.schemas.errors import JSON_ERRORS, READ_ERRORS
+from server.api.schemas.models import (
+    DetokenizeAnswer,
+    DetokenizeRequest,
+    TokenizeAnswer,
+    TokenizeRequest,
+    TokenizerInfo,
+)
 from server.api.services import Services
 from server.errors import InvalidRequest
 
@@ -58,3 +65,10 @@ async def detokenize(body: DetokenizeRequest, services: ServicesDep, caller: Cal
     check_token_count(len(body.tokens), services.engine.info, "tokens")
     tokens = check_tokens(body.tokens, services.engine.info.vocabulary, "tokens")
     return DetokenizeAnswer(prompt=await asyncio.to_thread(services.engine.tokenizer.decode, tokens))
+
+
+@router.get("/tokenizer_info", responses=READ_ERRORS)
+async def tokenizer_info(services: ServicesDep) -> TokenizerInfo:
+    """Special tokens and chat template of the base model, by which lm-eval knows that it can tokenize here."""
+    engine = services.engine
+    return TokenizerInfo(**asdict(engine.tokenizer.facts), model_max_length=engine.info.max_context)

@@ -1,4 +1,4 @@
-"""Answers of `/v1/models`, `/tokenize`, `/detokenize`."""
+"""Bodies of `/v1/models`, `/tokenize`, `/detokenize`, `/tokenizer_info`."""
 
 from typing import Annotated, Any, Literal
 
@@ -44,6 +44,18 @@ class TokenizeAnswer(BaseModel):
     max_model_len: int
     tokens: list[int]
     token_strs: list[str] | None = None
+
+
+class TokenizerInfo(BaseModel):
+    """vLLM's: what a client needs that writes prompts by itself, as lm-eval does. `chat_template` is Jinja."""
+
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+    model_max_length: int
 
 
 class DetokenizeRequest(Strict):
