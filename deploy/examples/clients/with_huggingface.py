@@ -18,7 +18,8 @@ def main() -> None:
     print("streamed:", "".join(pieces))
 
     chat = InferenceClient(base_url=URL, api_key=KEY)
-    answer = chat.chat_completion([{"role": "user", "content": PROMPT}], model=ADAPTER, max_tokens=4)
+    messages = [{"role": "user", "content": PROMPT}]
+    answer = chat.chat_completion(messages, model=ADAPTER, max_tokens=4, temperature=0)
     print("chat:", answer.choices[0].message.content)
 
 
