@@ -23,6 +23,7 @@ from adapters_store.index import Index
 from adapters_store.info import BaseName, Notice
 from adapters_store.limits import Limits
 from adapters_store.log import GENERATORS, Log
+from adapters_store.quota import QuotaOf, Quotas, Wanted, no_quota
 from adapters_store.records import DELETED, Blob, Record
 
 KIND = "icm_lora"
@@ -64,14 +65,18 @@ class GeneratorInfo:
 
 class Generators:
     """Generators of one base model, `base`. Thread-safe; blocking: every look-up asks the store which version is
-    current, for others may write there too. A tenant finds its own, then the public ones, and changes its own alone."""
+    current, for others may write there too. A tenant finds its own, then the public ones, and changes its own alone.
 
-    def __init__(self, store: Log, base: BaseSpec, limits: Limits | None = None) -> None:
+    quota_of: what a tenant may keep: as many generators as adapters, and as many bytes of them, beside its adapters.
+    """
+
+    def __init__(self, store: Log, base: BaseSpec, limits: Limits | None = None, quota_of: QuotaOf = no_quota) -> None:
         self._log = store.of(GENERATORS)
         self._base = base
         self._limits = limits or Limits()
         self._index = Index()
         self._catalogue = Catalogue(self._log, self._index)
+        self._quotas = Quotas(self._index, quota_of, "generators")
 
     def info(self, reference: str, tenant: str = "public") -> GeneratorInfo:
         """What `name`, `name@3` or `sha256:<digest>` means now. Raises AdapterNotFound, StoreUnavailable."""
@@ -99,7 +104,7 @@ class Generators:
         """Refuses a name whose next version may not be written, before any work; what it holds, if its provenance names
         this recipe.
 
-        Raises AdapterInvalid `bad_name`, AdapterConflict, PreconditionFailed, StoreUnavailable.
+        Raises AdapterInvalid `bad_name`, AdapterConflict, PreconditionFailed, QuotaExceeded, StoreUnavailable.
         """
         names.check_name(name, *self._base.names, what="generator")
         names.check_tenant(tenant)
@@ -108,6 +113,7 @@ class Generators:
         if current is not None and recipe is not None and current.info.provenance.get("recipe") == recipe:
             return _info(name, current)
         self._check_free(tenant, name, None, if_match, replace)
+        self._quotas.check(tenant, [Wanted(name, "", 0)])
         return None
 
     def add(
@@ -126,7 +132,7 @@ class Generators:
         (info, True), or (info, False) if the name holds this file already. All or nothing.
 
         Raises AdapterInvalid `bad_name`, `generator_invalid`, `base_mismatch` or `rank_limit`, AdapterConflict,
-        PreconditionFailed, StorageFull or StoreUnavailable; OSError of `path`.
+        PreconditionFailed, QuotaExceeded, StorageFull or StoreUnavailable; OSError of `path`.
         """
         names.check_name(name, *self._base.names, what="generator")
         names.check_tenant(tenant)
@@ -142,9 +148,10 @@ class Generators:
                     self._log.restore(manifest, files)
                 return _info(name, current), False
             number = self._catalogue.newest(tenant, name) + 1
-            if record := self._log.commit(tenant, name, number, event, manifest, files):
-                self._catalogue.appended(tenant, name, record)
-                return _info(name, record), True
+            with self._quotas.room(tenant, Wanted.of(name, manifest)):
+                if record := self._log.commit(tenant, name, number, event, manifest, files):
+                    self._catalogue.appended(tenant, name, record)
+                    return _info(name, record), True
         raise names.busy(name)
 
     def delete(self, name: str, tenant: str = "public", if_match: str | None = None) -> None:

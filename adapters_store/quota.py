@@ -55,7 +55,8 @@ class Quotas:
     have written since this one heard of it.
     """
 
-    def __init__(self, index: Index, quota_of: QuotaOf) -> None:
+    def __init__(self, index: Index, quota_of: QuotaOf, what: str = "adapters") -> None:
+        self._what = what  # they are called in messages
         self._index = index
         self._quota_of = quota_of
         self._lock = threading.Lock()
@@ -92,13 +93,13 @@ class Quotas:
         grows = any(each.name in names for each in more)
         if grows and quota.adapters is not None and adapters > quota.adapters:
             raise QuotaExceeded(
-                f"This tenant has {usage.adapters} adapters and may have {quota.adapters}. Delete one, or have its "
+                f"This tenant has {usage.adapters} {self._what} and may have {quota.adapters}. Delete one, or have its "
                 "quota raised (`polyrank keys quota`)."
             )
         grows = any(each.digest in sizes and each.size for each in more)
         if grows and quota.bytes is not None and size > quota.bytes:
             raise QuotaExceeded(
-                f"This tenant keeps {usage.bytes} bytes of adapters, this needs {size - usage.bytes} more, and "
+                f"This tenant keeps {usage.bytes} bytes of {self._what}, this needs {size - usage.bytes} more, and "
                 f"{quota.bytes} are allowed. Replaced and deleted versions are kept and count. Have the quota raised "
                 "(`polyrank keys quota`)."
             )

@@ -111,7 +111,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     metrics.watch_store(registry.catalogue, engine.stats, engine.held)
     metrics.watch_uses(engine.take_uses)
     merger = Merger(registry, replaced, WeightFinder(engine))
-    kept, vectors = Generators(store, spec, registry.limits), TaskVectors(engine)
+    kept, vectors = Generators(store, spec, registry.limits, quota_of), TaskVectors(engine)
     trainer = GeneratorTrainer(registry, kept, vectors)
     synthesizer = Synthesizer(registry, kept, vectors, intake, replaced)
     ended = audit.job_ended if audit is not None else None

@@ -27,6 +27,7 @@ from adapters_store.generators import MAX_LOSSES, GeneratorInfo, Generators
 from adapters_store.limits import Limits
 from adapters_store.log import Log
 from adapters_store.objects import Objects
+from adapters_store.quota import Quota, QuotaExceeded
 from adapters_store.registry import AdapterRegistry
 from tests.adapters_store.generator_support import CONDITION, TASKS, losses, write_generator
 from tests.adapters_store.support import BASE, Upload, race
@@ -255,3 +256,19 @@ def test_a_loaded_generator_is_the_stored_one(generators: Generators, add: Add) 
     one, other = (load(generators, add(f"icm-{seed}", seed)[0]) for seed in (0, 1))
     assert list(one.tasks) == list(TASKS)
     assert not torch.equal(one.tasks["law"].latent, other.tasks["law"].latent)
+
+
+@pytest.mark.parametrize("bound", ["adapters", "bytes"])
+def test_a_quota_bounds_generators_beside_adapters(objects: Objects, add: Add, tmp_path: Path, bound: str) -> None:
+    size = write_generator(tmp_path, 0).stat().st_size
+    quota = Quota(adapters=1) if bound == "adapters" else Quota(bytes=size)
+
+    def quota_of(tenant: str) -> Quota | None:
+        return quota if tenant == "a" else None
+
+    bounded = Generators(Log(objects), BASE, quota_of=quota_of)
+    assert add("one", 0, to=bounded, tenant="a")[1]
+    assert not add("one", 0, to=bounded, tenant="a")[1], "what is there already takes no room"
+    refused(QuotaExceeded, "quota_exceeded", lambda: add("two", 1, to=bounded, tenant="a"))
+    assert [each.name for each in bounded.list("a")[0]] == ["one"]
+    assert add("two", 1, to=bounded, tenant="b")[1]
