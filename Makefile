@@ -42,6 +42,7 @@ fmt: $(STAMP) ## Format the code, and write the tables of options, methods and m
 	$(BIN)/python -m adapters_store.formats.table
 	$(BIN)/python -m deploy.grafana.dashboards
 	$(BIN)/python -m deploy.readme
+	$(BIN)/python -m deploy.maps
 
 .PHONY: deep
 deep: $(STAMP) test-servers ## The long forms of the fuzz, soak and property tests

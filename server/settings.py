@@ -1,6 +1,6 @@
 """Every option of the service once: flag, environment variable, default and help.
 
-`python -m server.settings` writes the table of options into README.md.
+`python -m server.settings` writes the table of options into docs/options.md.
 """
 
 import ipaddress
@@ -52,7 +52,7 @@ Size = Annotated[ByteSize, AfterValidator(_positive_size)]
 
 
 def _option(default: Any, text: str, metavar: str, shown: str | None = None) -> Any:
-    """A field with what the command line and the README show: help, value's form, and the default in words."""
+    """A field with what the command line and docs/options.md show: help, value's form, and the default in words."""
     in_words = {"None": "none", "False": "off", "True": "on"}
     extra: JsonDict = {"metavar": metavar, "shown": shown or in_words.get(str(default), str(default))}
     if callable(default):
@@ -361,17 +361,17 @@ def with_table(readme: str) -> str:
     """The text with the current table between its two markers."""
     pattern = re.compile(f"{re.escape(TABLE_START)}.*{re.escape(TABLE_END)}", re.DOTALL)
     if not pattern.search(readme):
-        raise SettingsError(f"README.md lacks the markers {TABLE_START} and {TABLE_END}")
+        raise SettingsError(f"docs/options.md lacks the markers {TABLE_START} and {TABLE_END}")
     return pattern.sub(lambda _: f"{TABLE_START}\n{table()}\n{TABLE_END}", readme)
 
 
 def main() -> None:
-    """Rewrites README.md of the current folder where its table is out of date."""
-    path = Path("README.md")
+    """Rewrites docs/options.md below the current folder where its table is out of date."""
+    path = Path("docs/options.md")
     text = path.read_text()
     if (fresh := with_table(text)) != text:
         path.write_text(fresh)
-        sys.stdout.write("README.md: options brought up to date\n")
+        sys.stdout.write(f"{path}: options brought up to date\n")
 
 
 if __name__ == "__main__":

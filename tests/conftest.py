@@ -3,6 +3,9 @@
 import torch
 
 from tests.kernels.triton.interpreter import load_interpreted
+from tests.support.real_server import real
+
+__all__ = ["real"]  # one server for all packages that ask for it
 
 load_interpreted()  # at import: other conftests may import triton before pytest is configured
 

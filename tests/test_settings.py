@@ -225,15 +225,16 @@ def test_the_table_is_put_between_its_markers() -> None:
         with_table("nothing here")
 
 
-def test_main_rewrites_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_rewrites_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{module.TABLE_START}{module.TABLE_END}")
+    page = tmp_path / "docs" / "options.md"
+    page.parent.mkdir()
+    page.write_text(f"{module.TABLE_START}{module.TABLE_END}")
     module.main()
-    assert table() in readme.read_text()
-    stamp = readme.stat().st_mtime_ns
+    assert table() in page.read_text()
+    stamp = page.stat().st_mtime_ns
     module.main()
-    assert readme.stat().st_mtime_ns == stamp
+    assert page.stat().st_mtime_ns == stamp
 
 
 def test_the_one_budget_holds_its_two_parts() -> None:

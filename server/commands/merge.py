@@ -19,7 +19,7 @@ from server.commands.terminal import (
 from server.commands.waiting import tell_job, waited
 
 Method = Annotated[
-    str, typer.Option(help="lego, cat, linear, svd, ties, ...: the README names all.", show_default=False)
+    str, typer.Option(help="lego, cat, linear, svd, ties, ...: docs/adapters.md names all.", show_default=False)
 ]
 From = Annotated[
     list[str],

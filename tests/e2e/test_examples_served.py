@@ -2,31 +2,22 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import pytest
 
 from adapters_store.formats.peft import CONFIG_FILE, WEIGHTS_FILE
 from deploy.examples.evaluate import ADAPTERS, from_server
 from deploy.examples.tasks import TASKS
 from deploy.examples.train_smora import FOLDER
-from tests.support.server_process import ServerProcess
+from tests.support.real_server import RealServer
 
 ITEMS = 8  # per task; `python -m deploy.examples.evaluate` asks 64
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    root = tmp_path_factory.mktemp("served")
-    with ServerProcess("smollm2", root / "store", "--preload", str(ADAPTERS), log=root / "log") as running:
-        yield running
-
-
-def test_every_example_adapter_does_what_the_base_cannot(server: ServerProcess) -> None:
+def test_every_example_adapter_does_what_the_base_cannot(real: RealServer) -> None:
     """Each task's questions go to its own adapter, to another task's and to the base, mixed in one batch."""
-    answer = from_server(server.url, concurrency=1)
+    answer = from_server(real.url, concurrency=1)
     names = sorted(TASKS)
     jobs = [
         (name, adapter, item)
@@ -47,12 +38,12 @@ def test_every_example_adapter_does_what_the_base_cannot(server: ServerProcess) 
     assert sum(right[name, "base"] for name in names) < 0.2 * ITEMS * len(names), right
 
 
-def test_push_and_generate_from_the_command_line(server: ServerProcess) -> None:
+def test_push_and_generate_from_the_command_line(real: RealServer) -> None:
     """What the README tells a newcomer to do with an adapter folder."""
 
     def polyrank(*arguments: str) -> str:
         command = [sys.executable, "-m", "server", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env={"POLYRANK_URL": server.url})
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env={"POLYRANK_URL": real.url})
         return done.stdout
 
     name = sorted(TASKS)[0]
@@ -62,12 +53,12 @@ def test_push_and_generate_from_the_command_line(server: ServerProcess) -> None:
     answer = polyrank("generate", "--adapter", "my-own", "--max-new-tokens", "40", "--stop", "\n", item.prompt)
     assert TASKS[name].correct(item, answer)
     polyrank("rm", "my-own")
-    assert httpx.get(f"{server.url}/adapters/my-own").status_code == 404
+    assert httpx.get(f"{real.url}/adapters/my-own").status_code == 404
 
 
-def test_a_disconnect_frees_everything(server: ServerProcess) -> None:
+def test_a_disconnect_frees_everything(real: RealServer) -> None:
     body = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 2000, "ignore_eos": True}}
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with httpx.Client(base_url=real.url, timeout=60) as client:
         with client.stream("POST", "/generate_stream", json=body) as stream:
             next(stream.iter_lines())
             assert gauge(client, "polyrank_running") == 1
@@ -87,12 +78,12 @@ def test_each_task_has_its_adapter() -> None:
     assert {folder.name for folder in ADAPTERS.iterdir()} == set(TASKS)
 
 
-def test_one_smora_adapter_does_all_tasks(server: ServerProcess) -> None:
+def test_one_smora_adapter_does_all_tasks(real: RealServer) -> None:
     """Uploaded beside the others; its ranks are counted."""
     files = {name: (FOLDER / file).read_bytes() for name, file in (("config", CONFIG_FILE), ("weights", WEIGHTS_FILE))}
-    with httpx.Client(base_url=server.url, timeout=300) as client:
+    with httpx.Client(base_url=real.url, timeout=300) as client:
         assert client.put(f"/adapters/{FOLDER.name}", files=files).status_code == 201
-        answer = from_server(server.url, concurrency=8)
+        answer = from_server(real.url, concurrency=8)
         right = 0
         for name, task in sorted(TASKS.items()):
             items = task.items("heldout", ITEMS, seed=1)
@@ -102,3 +93,4 @@ def test_one_smora_adapter_does_all_tasks(server: ServerProcess) -> None:
         told = client.get(f"/adapters/{FOLDER.name}/experts").json()
         assert told["entropy"] > 0.7
         assert {(module["rank"], module["active"]) for module in told["modules"].values()} == {(32, 4)}
+        client.delete(f"/adapters/{FOLDER.name}")
