@@ -45,6 +45,10 @@ NOT_RUN = {
     ): "needs an adapter with a choice: tests/e2e/test_variants_served.py makes and asks one",
     ("deploy/examples/README.md", ".venv/bin/polyrank serve --preload deploy/examples/adapters"): SERVES,
     (
+        "deploy/examples/RESULTS.md",
+        "python -m deploy.examples.evaluate                              # PEFT in this process",
+    ): "asks 448 questions: tests/e2e/test_examples_served.py asks 56",
+    (
         "deploy/examples/README.md",
         ".venv/bin/python -m deploy.examples.evaluate                              # PEFT in this process, no server",
     ): "asks 448 questions: tests/e2e/test_examples_served.py asks 56",

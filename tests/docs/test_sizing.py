@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from adapters_store.forms import AdapterWeights, LowRank
+from adapters_store.forms import AdapterWeights, Form, LowRank
 from server.engine.limits import BLOCK_SIZE
 from server.engine.packing import pack
 from server.engine.page_allocator import PageAllocator
@@ -44,7 +44,7 @@ def zeros(*shape: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def pages() -> int:
     """That one adapter of the example takes."""
-    factors = {
+    factors: dict[str, tuple[Form, ...]] = {
         f"{layer}.{name}": (LowRank(zeros(RANK, inputs), zeros(outputs, RANK), torch.ones(RANK)),)
         for layer in range(LAYERS)
         for name, (inputs, outputs) in LINEARS.items()
