@@ -2,7 +2,7 @@
 
 The model is two random layers of the default model's widths in float32, eager; adapters act on all linears, with PEFT's
 own defaults where the tests' table says nothing else. Time: of a decode step of 8 rows of one adapter less that of 8
-base rows, median of the steps; the two alternate. Prints a table for README.md.
+base rows, median of the steps; the two alternate. Prints the table of tests/bench/README.md.
 """
 
 import argparse

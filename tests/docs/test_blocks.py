@@ -25,7 +25,7 @@ NOT_RUN = {
     ("README.md", "make serve"): SETS_UP,
     ("README.md", "make test"): IS_CI,
     ("README.md", "docker compose up --build"): "needs Docker: tests/contract/test_deploy.py reads the files",
-    ("docs/access.md", ".venv/bin/polyrank serve --api-keys keys.json --host 0.0.0.0"): SERVES,
+    ("docs/access.md", ".venv/bin/polyrank serve --api-keys keys.json --host 0.0.0.0 --audit-log audit.log"): SERVES,
     ("docs/store.md", ".venv/bin/polyrank fsck --store s3://bucket/prefix"): BUCKET,
     (
         "docs/store.md",
