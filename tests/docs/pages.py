@@ -38,7 +38,7 @@ class Block:
 
 def pages() -> list[str]:
     found = [ROOT / "README.md", ROOT / "deploy" / "README.md"]
-    found += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "deploy" / "examples").glob("*.md"))]
+    found += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "deploy" / "examples").rglob("*.md"))]
     return [path.relative_to(ROOT).as_posix() for path in found]
 
 

@@ -43,6 +43,10 @@ NOT_RUN = {
         "docs/adapters.md",
         "curl -s http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\",
     ): "needs an adapter with a choice: tests/e2e/test_variants_served.py makes and asks one",
+    (
+        "deploy/examples/clients/README.md",
+        "vllm bench serve --backend openai --base-url http://127.0.0.1:8000 --endpoint /v1/completions \\",
+    ): "needs other programs: tests/clients has requests of their shapes",
     ("deploy/examples/README.md", ".venv/bin/polyrank serve --preload deploy/examples/adapters"): SERVES,
     (
         "deploy/examples/RESULTS.md",
