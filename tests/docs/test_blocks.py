@@ -59,6 +59,10 @@ NOT_RUN = {
     ("deploy/examples/README.md", ".venv/bin/python -m deploy.examples.train            # all seven"): MINUTES,
     ("deploy/examples/README.md", ".venv/bin/python -m deploy.examples.train my-task --out my-adapters"): MINUTES,
     (
+        "deploy/examples/icm.md",
+        "OMP_NUM_THREADS=1 python -m deploy.examples.train_generator FOLDER   # seed 0; 6 minutes of one core",
+    ): MINUTES,
+    (
         "deploy/examples/smora.md",
         "OMP_NUM_THREADS=1 python -m deploy.examples.train_smora   # seed 0; 11 minutes and 20 seconds of one core",
     ): MINUTES,
