@@ -93,6 +93,7 @@ def serve(api: FastAPI, drain: Drain, host: str, port: int, drain_seconds: float
         host=host,
         port=port,
         log_config=None,
+        ws="none",  # there is no route for one
         access_log=False,
         timeout_graceful_shutdown=LAST_WORDS_SECONDS,
     )
