@@ -62,7 +62,7 @@ WAYS = (
     Way("tsv"),
     Way("core_space"),
     Way("iso_c"),
-    Way(SEARCH, {"iterations": 100}, "weight search"),
+    Way(SEARCH, {"iterations": 40}, "weight search"),
 )
 
 
