@@ -31,21 +31,23 @@ MAX_IDLE_LANES = 64  # of each tenant
 class Lane:
     """The waiting sequences of a tenant with the same adapters, whatever their weights.
 
-    service: what was computed for it, in costs, or more where it was lifted.
+    service: what was computed for it, in costs, or more where it was lifted; members: how many wait or run.
     """
 
     name: Hashable
     tenant: "Tenant"
     service: int = 0
+    members: int = 0
     sequences: list[Sequence] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
 class Tenant:
-    """service: as of a lane."""
+    """service, members: as of a lane."""
 
     name: Hashable
     service: int = 0
+    members: int = 0
     lanes: "Level[Lane]" = field(default_factory=lambda: Level(MAX_IDLE_LANES))
 
 
@@ -53,13 +55,15 @@ F = TypeVar("F", Lane, Tenant)
 
 
 class Level(Generic[F]):
-    """Tenants, or the lanes of one: all whose counters are known, and those in which somebody waits."""
+    """Tenants, or the lanes of one: all whose counters are known, those in which somebody waits, and those in which
+    nobody waits or runs. Only of the last are the oldest forgotten: what runs may come back to its lane."""
 
-    __slots__ = ("known", "last", "max_idle", "queued")
+    __slots__ = ("idle", "known", "last", "max_idle", "queued")
 
     def __init__(self, max_idle: int) -> None:
         self.max_idle = max_idle
-        self.known: OrderedDict[Hashable, F] = OrderedDict()  # by when they ceased to wait
+        self.known: dict[Hashable, F] = {}
+        self.idle: OrderedDict[Hashable, F] = OrderedDict()  # by when the last of theirs ended
         self.queued: dict[Hashable, F] = {}  # by when they began to
         self.last: F | None = None  # who ceased to wait last
 
@@ -74,14 +78,28 @@ class Level(Generic[F]):
         floor = self.least() if self.queued else self.last
         if floor is not None:
             flow.service = max(flow.service, floor.service)
-        self.queued[flow.name] = self.known[flow.name] = flow
+        self.queued[flow.name] = flow
 
     def ceases(self, flow: F) -> None:
+        """Nobody of it waits any more."""
         del self.queued[flow.name]
         self.last = flow
-        self.known.move_to_end(flow.name)
-        if len(self.known) - len(self.queued) > self.max_idle:
-            del self.known[next(name for name in self.known if name not in self.queued)]
+
+    def comes(self, flow: F) -> None:
+        """One more of it waits or runs."""
+        flow.members += 1
+        self.known[flow.name] = flow
+        self.idle.pop(flow.name, None)
+
+    def ends(self, flow: F) -> None:
+        """One of it neither waits nor runs any more."""
+        flow.members -= 1
+        if flow.members:
+            return
+        self.idle[flow.name] = flow
+        if len(self.idle) > self.max_idle:
+            name, _ = self.idle.popitem(last=False)
+            del self.known[name]
 
 
 class FairQueue:
@@ -123,6 +141,8 @@ class FairQueue:
         tenant = self._tenants.known.get(name) or Tenant(name)
         lane = tenant.lanes.known.get(adapters) or Lane(adapters, tenant)
         self._lanes[sequence] = lane
+        self._tenants.comes(tenant)
+        tenant.lanes.comes(lane)
         self._wait(sequence, len(lane.sequences))
 
     def put_first(self, sequence: Sequence) -> None:
@@ -149,8 +169,11 @@ class FairQueue:
                 self._tenants.ceases(lane.tenant)
 
     def forget(self, sequence: Sequence) -> None:
-        """It has ended."""
-        self._lanes.pop(sequence, None)
+        """It has ended, and does not wait."""
+        lane = self._lanes.pop(sequence, None)
+        if lane is not None:
+            lane.tenant.lanes.ends(lane)
+            self._tenants.ends(lane.tenant)
 
     def names(self, sequence: Sequence) -> tuple[Hashable, Hashable]:
         """What tells tenants apart, and the lanes of one."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import pytest
+
 from server.engine import fair_queue
 from server.engine.batch import ScheduledSequence
 from server.engine.fair_queue import OUTPUT_COST, FairQueue
@@ -204,18 +206,48 @@ def test_one_passed_over_takes_those_with_it_that_need_the_same() -> None:
 
 def test_only_so_many_idle_counters_are_kept() -> None:
     queue = Queue()
+
+    def passes(name: str, tenant: str, adapters: Iterable[str] = ()) -> None:
+        sequence = queue.add(name, tenant, adapters)
+        queue.taken()
+        queue.queue.forget(sequence)
+
     for index in range(fair_queue.MAX_IDLE_TENANTS + 50):
-        queue.add(f"a{index}", f"tenant{index}")
-        queue.taken()
+        passes(f"a{index}", f"tenant{index}")
     for index in range(fair_queue.MAX_IDLE_LANES + 50):
-        queue.add(f"x{index}", "many", [f"x{index}"])
-        queue.taken()
+        passes(f"x{index}", "many", [f"x{index}"])
     tenants = queue.queue._tenants.known
     assert len(tenants) == fair_queue.MAX_IDLE_TENANTS
     assert len(tenants["many"].lanes.known) == fair_queue.MAX_IDLE_LANES
     assert "tenant0" not in tenants
     queue.add("again", "tenant0")
     assert queue.taken() == "again"
+
+
+@pytest.mark.parametrize("by_tenant", [True, False])
+def test_what_runs_comes_back_to_its_own_lane_however_many_others_came_and_went(by_tenant: bool) -> None:
+    """A lane that was forgotten while one of its sequences ran had a second one of the same name: the queue broke."""
+    queue = Queue()
+
+    def admitted(name: str, index: int) -> Sequence:
+        sequence = queue.add(name, f"t{index}" if by_tenant else "a", [] if by_tenant else [f"x{index}"])
+        queue.queue.take(sequence)
+        return sequence
+
+    old = admitted("old", 0)
+    for index in range(1, max(fair_queue.MAX_IDLE_TENANTS, fair_queue.MAX_IDLE_LANES) + 2):
+        queue.queue.forget(admitted(f"x{index}", index))
+    new = queue.add("new", "t0" if by_tenant else "a", [] if by_tenant else ["x0"])
+    queue.queue.put_back(old)
+    assert queue.queue.lane(old) is queue.queue.lane(new)
+    assert queue.head() == "old"
+    queue.queue.take(new)
+    assert queue.head() == "old"
+    queue.queue.take(old)
+    assert queue.head() is None
+    queue.queue.forget(old)
+    queue.queue.forget(new)
+    assert not queue.queue._lanes
 
 
 def test_ended_sequences_are_forgotten() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from adapters_store.errors import CodedError
+from server.engine import fair_queue
 from server.engine.batch import ScheduledBatch
 from server.engine.block_pool import PrefixKeys as Keys
 from server.engine.request import FinishReason, SamplingParams
@@ -47,9 +48,12 @@ class Traffic(RuleBasedStateMachine):
         max_running=st.integers(1, 6),
         between=st.sampled_from([0, 0, 1, 4, 9]),
         looks=st.sampled_from([0, 0, 1, 3]),
+        idle=st.sampled_from([0, 1, 64]),
         bases=st.sampled_from([{}, {}, {"u": 1, "w": 1, "x": 2, "y": 2}]),
     )
-    def begin(self, looks: int = 0, bases: dict[str, int] | None = None, **sizes: int) -> None:
+    def begin(self, looks: int = 0, idle: int = 64, bases: dict[str, int] | None = None, **sizes: int) -> None:
+        self.bounds = fair_queue.MAX_IDLE_LANES, fair_queue.MAX_IDLE_TENANTS
+        fair_queue.MAX_IDLE_LANES = fair_queue.MAX_IDLE_TENANTS = idle
         self.engine = Engine(looks=looks, **sizes)
         self.engine.loader.pages = dict(ADAPTER_PAGES)
         self.engine.loader.bases = bases or {}
@@ -188,6 +192,7 @@ class Traffic(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
+        fair_queue.MAX_IDLE_LANES, fair_queue.MAX_IDLE_TENANTS = self.bounds
         engine = self.engine
         tokens = sum(len(s.tokens) + s.max_tokens for s in self.sequences.values())
         # Each step computes a token of the oldest sequence at least; loads and preemption cost some more.
