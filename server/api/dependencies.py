@@ -72,16 +72,18 @@ def _identify(request: Request) -> Caller:
 
 def _for_tenant(caller: Caller, wanted: Sequence[str]) -> Caller:
     """The caller, in another tenant's place where it is an admin and says so."""
-    for tenant in wanted:
-        if tenant != caller.tenant:
-            if "admin" not in caller.scopes:
-                raise MissingScope("Only a key with the scope `admin` may act for another tenant.", param="X-Tenant")
-            try:
-                check_tenant(tenant)
-            except ValueError as error:
-                raise InvalidRequest(f"X-Tenant: {error}.", param="X-Tenant") from None
-            caller = replace(caller, tenant=tenant)
-    return caller
+    others = sorted(set(wanted) - {caller.tenant})
+    if not others:
+        return caller
+    if "admin" not in caller.scopes:
+        raise MissingScope("Only a key with the scope `admin` may act for another tenant.", param="X-Tenant")
+    if len(set(wanted)) > 1:
+        raise InvalidRequest("X-Tenant: names two tenants; send one.", param="X-Tenant")
+    try:
+        check_tenant(others[0])
+    except ValueError as error:
+        raise InvalidRequest(f"X-Tenant: {error}.", param="X-Tenant") from None
+    return replace(caller, tenant=others[0])
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]

@@ -171,6 +171,8 @@ async def test_public_names_take_a_public_key_or_an_admin_in_its_place(
     made = await guarded.put("/adapters/more", headers={**admin, "X-Tenant": "globex"}, **upload())
     assert made.json()["tenant"] == "globex"
     assert registry.current("more", "globex") is not None
+    twice = await guarded.get("/adapters", headers=[*admin.items(), ("X-Tenant", "acme"), ("X-Tenant", "globex")])
+    assert openai_error(twice, 400, "invalid_parameter")["param"] == "X-Tenant"
     bad = await guarded.get("/adapters", headers={**admin, "X-Tenant": "../x"})
     assert openai_error(bad, 400, "invalid_parameter")["param"] == "X-Tenant"
     assert (await guarded.delete("/adapters/legal", headers={**admin, "X-Tenant": "public"})).status_code == 204

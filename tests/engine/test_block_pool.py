@@ -127,9 +127,7 @@ def forge(pool: BlockPool) -> None:
     pool._block_of[b"x"] = 0
 
 
-@pytest.mark.parametrize(
-    ("damage", "tables"), [(leak, []), (lose, []), (forge, []), (lambda pool: None, [[0]])], ids=str
-)
+@pytest.mark.parametrize(("damage", "tables"), [(leak, []), (lose, []), (forge, []), (lambda pool: None, [[0]])])
 def test_integrity_finds_damage(damage: Callable[[BlockPool], None], tables: list[list[int]]) -> None:
     pool = BlockPool(3, 4)
     pool.check_integrity([])

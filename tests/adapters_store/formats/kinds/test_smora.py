@@ -126,7 +126,6 @@ def put(part: str, make: Callable[[torch.Tensor], torch.Tensor]) -> Change:
         (put("lora_biases", lambda t: torch.full_like(t, torch.nan)), "nonfinite_weights", "lora_biases"),
         (put("lora_router", lambda t: torch.full_like(t, torch.inf)), "nonfinite_weights", "lora_router"),
     ],
-    ids=str,
 )
 def test_bad_tensors_are_refused(tmp_path: Path, change: Change, code: str, said: str) -> None:
     base = tiny_model("llama")
