@@ -131,7 +131,7 @@ class Generators:
         """Checks a generator's file, which anybody may have written, and stores it as the next version of a name;
         (info, True), or (info, False) if the name holds this file already. All or nothing.
 
-        Raises AdapterInvalid `bad_name`, `generator_invalid`, `base_mismatch` or `rank_limit`, AdapterConflict,
+        Raises AdapterInvalid `bad_name`, or what `generator_file.load` does, AdapterConflict,
         PreconditionFailed, QuotaExceeded, StorageFull or StoreUnavailable; OSError of `path`.
         """
         names.check_name(name, *self._base.names, what="generator")

@@ -16,6 +16,7 @@ from adapters_store.canonical import shorten
 from adapters_store.errors import AdapterInvalid
 from adapters_store.forms import BaseSpec
 from adapters_store.generation.container import Container, dump
+from adapters_store.generation.cost import check_cost
 from adapters_store.generation.generator import Generator, Task
 from adapters_store.generation.icm import MAX_CONDITION, Cvae, IcmSettings
 from adapters_store.generation.layout import Layout
@@ -52,14 +53,19 @@ def load(
     """The generator of a file, in memory of its own.
 
     base: that it must belong to, with modules of these shapes; limits: of a rank, and of the header; digest: of the
-    file, if it is known. Raises AdapterInvalid `generator_invalid` or `base_mismatch`, OSError.
+    file, if it is known. What making an adapter takes is bounded, see `cost.check_cost`, before the model is built.
+    Raises AdapterInvalid `generator_invalid`, `base_mismatch`, `rank_limit`, `adapter_too_large` or
+    `generator_too_large`, OSError.
     """
     limits = limits or Limits()
     header = HeaderLimits(limits.header.header_bytes, 4 * MAX_TASKS + limits.header.tensors)
     with path.open("rb") as stream:
         file = Container(path, stream, header, _WHAT)
-        fingerprint, layout, model, names = _told(file)
+        fingerprint, layout, settings, condition, names = _told(file)
         _check_base(fingerprint, layout, base, limits)
+        check_cost(settings, layout.numbers, condition)
+        with torch.device("meta"):
+            model = Cvae(settings, layout.numbers, condition)
         shapes = {f"model.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         parts = layout.counts()
         for number in range(len(names)):
@@ -84,8 +90,8 @@ def _task(file: Container, number: int) -> Task:
     return Task(found["condition"], Statistics(found["mean"], found["std"]), found["latent"])
 
 
-def _told(file: Container) -> tuple[str, Layout, Cvae, list[str]]:
-    """Fingerprint, layout, a model without memory, and the tasks' names."""
+def _told(file: Container) -> tuple[str, Layout, IcmSettings, int, list[str]]:
+    """Fingerprint, layout, the model's settings, numbers of a condition, and the tasks' names."""
     told: Any = file.told
     try:
         if told["schema"] != SCHEMA:
@@ -97,8 +103,7 @@ def _told(file: Container) -> tuple[str, Layout, Cvae, list[str]]:
         check_tasks(names)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         file.refuse(f"its header is no generator's ({shorten(str(error), 80)})")
-    with torch.device("meta"):
-        return fingerprint, layout, Cvae(settings, layout.numbers, condition), names
+    return fingerprint, layout, settings, condition, names
 
 
 def check_tasks(names: Any) -> None:

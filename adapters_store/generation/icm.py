@@ -49,6 +49,15 @@ class IcmSettings:
         if not 0 <= self.kl_weight < math.inf:
             raise ValueError("kl_weight is a number of at least 0")
 
+    def pieces(self, numbers: int) -> int:
+        """How many a vector of `numbers` is cut into."""
+        return -(-numbers // self.group)
+
+    def length(self, numbers: int) -> int:
+        """Numbers of a piece, zeros at its end included."""
+        step = 1 << len(self.channels)
+        return -(-numbers // (self.pieces(numbers) * step)) * step
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "channels": list(self.channels)}
 
@@ -70,10 +79,8 @@ class Cvae(nn.Module):
     def __init__(self, settings: IcmSettings, numbers: int, condition: int) -> None:
         super().__init__()
         self.settings, self.numbers, self.condition = settings, numbers, condition
-        self.pieces = -(-numbers // settings.group)
-        step = 1 << len(settings.channels)
-        self.length = -(-self._share // step) * step
-        channels, narrow = settings.channels, self.length // step
+        self.pieces, self.length = settings.pieces(numbers), settings.length(numbers)
+        channels, narrow = settings.channels, self.length >> len(settings.channels)
         told = condition + (PIECE if self.pieces > 1 else 0)
         self.embedding = nn.Parameter(torch.empty(self.pieces, PIECE).uniform_(-1, 1)) if self.pieces > 1 else None
         self.register_buffer("condition_mean", torch.zeros(condition))

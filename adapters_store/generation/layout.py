@@ -11,6 +11,7 @@ from adapters_store.errors import AdapterInvalid
 from adapters_store.forms import LowRank
 from adapters_store.safetensors_header import DTYPES
 
+MAX_SCALE = float(1 << 16)  # a larger one is part of B
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -18,7 +19,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 class ModuleLayout:
     """The delta of one module: A [rank, inputs], B [outputs, rank], and a bias [outputs] where there is one.
 
-    scale: the value of every entry of `d`.
+    scale: the value of every entry of `d`, at most `MAX_SCALE` either way.
     """
 
     name: str
@@ -51,9 +52,9 @@ class Layout:
     def common(cls, samples: Sequence[Mapping[str, LowRank]]) -> "Layout":
         """The layout that all samples have.
 
-        A module's `d` is kept as its scale where it is one number, the same in all samples; else the scale is 1, and
-        `flatten` multiplies B by `d`. Raises AdapterInvalid `layouts_differ`, `feature_unsupported` for factors of
-        other types, `too_few_samples` for none at all.
+        A module's `d` is kept as its scale where it is one number, the same in all samples, not 0 and at most
+        `MAX_SCALE`; else the scale is 1, and `flatten` multiplies B by `d`. Raises AdapterInvalid `layouts_differ`,
+        `feature_unsupported` for factors of other types, `too_few_samples` for none at all.
         """
         if not samples or not samples[0]:
             raise AdapterInvalid("There is no adapter with low-rank deltas to learn from.", code="too_few_samples")
@@ -120,8 +121,10 @@ class Layout:
             sizes = (module.rank, module.inputs, module.outputs)
             if not all(type(size) is int and 0 < size < 1 << 31 for size in sizes) or type(module.bias) is not bool:
                 raise ValueError("no sizes of a module")
-            if type(module.name) is not str or type(module.scale) is not float or not math.isfinite(module.scale):
+            if type(module.name) is not str or type(module.scale) is not float:
                 raise ValueError("no name or no scale of a module")
+            if not abs(module.scale) <= MAX_SCALE:  # nor is NaN
+                raise ValueError(f"a module's scale is at most {MAX_SCALE:.0f}")
         if not modules or len({module.name for module in modules}) < len(modules):
             raise ValueError("no modules, or one twice")
         return cls(modules, DTYPES[told["dtype"]])
@@ -146,7 +149,7 @@ def _require_equal(modules: Mapping[str, LowRank], first: Mapping[str, LowRank])
 def _module(name: str, forms: Sequence[LowRank]) -> ModuleLayout:
     first = forms[0]
     scale = float(first.d[0])
-    kept = scale != 0 and all(bool((form.d == first.d[0]).all()) for form in forms)
+    kept = 0 < abs(scale) <= MAX_SCALE and all(bool((form.d == first.d[0]).all()) for form in forms)
     sizes = (first.rank, first.a.shape[1], first.b.shape[0])
     return ModuleLayout(name, *sizes, scale if kept else 1.0, first.bias is not None)
 

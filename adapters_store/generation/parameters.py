@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from adapters_store.errors import AdapterInvalid
+from adapters_store.generation.cost import check_cost
 from adapters_store.generation.icm import IcmSettings
 from adapters_store.generation.training import TrainSettings, memory_bytes
 from adapters_store.merging.parameters import Parameters, Seed, parse
@@ -44,9 +45,10 @@ def settings(given: Mapping[str, Any], base: str, numbers: int, condition: int, 
     an adapter; condition: of a task.
 
     Raises AdapterInvalid `unknown_parameter`, `bad_parameter`, or `generator_too_large` where not even a batch of one
-    fits in memory.
+    fits in memory, or where making an adapter would take more than `cost.check_cost` allows.
     """
     told = parse(Training, METHOD, given, "settings")
+    check_cost(told.icm(), numbers, condition, "settings")
     wanted = [
         TrainSettings(base, told.icm(), told.epochs, batch, told.rate, told.seed)
         for batch in ((told.batch,) if told.batch is not None else _BATCHES)

@@ -77,7 +77,7 @@ def expand(recipe: Recipe, generator: Generator) -> dict[str, LowRank]:
 
     Computed in float64 on one thread and rounded at the end to the layout's type, float32 to 16 bits of it: sums in
     another order, on another kind of CPU, then end alike but for one number in 10^10 or so. Memory: the decoder in
-    float64 and its last stage, about 64 * `length` numbers of 8 bytes for each piece.
+    float64, and what `cost.decode_bytes` says for a piece; `cost.check_cost` bounds it, and the time.
 
     Raises AdapterInvalid `generator_invalid` for another generator, AdapterCorrupt `recipe_differs` if the result is
     not the pinned one.
@@ -167,7 +167,8 @@ def _expanded(recipe: Recipe, generator: Generator) -> dict[str, LowRank]:
         rows = [model.decode(z[piece : piece + 1], condition, torch.tensor([piece])) for piece in range(model.pieces)]
         vector = restore(model.joined(torch.cat(rows)), recipe.statistics, generator.layout)
     made = generator.layout.split(_rounded(vector))
-    if not all(bool(tensor.isfinite().all()) for form in made.values() for tensor in (form.a, form.b)):
+    tensors = (tensor for form in made.values() for tensor in (form.a, form.b, form.bias) if tensor is not None)
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise AdapterInvalid("The generator makes numbers that are not finite of this.", code="not_finite")
     return made
 

@@ -7,6 +7,7 @@ import torch
 
 from adapters_store.errors import AdapterInvalid
 from adapters_store.forms import LowRank
+from adapters_store.generation.cost import check_cost
 from adapters_store.generation.generator import Generator, Task
 from adapters_store.generation.generator_file import check_tasks
 from adapters_store.generation.icm import MAX_CONDITION, Cvae, IcmSettings, loss
@@ -74,8 +75,9 @@ class _Rows:
 def train(samples: Sequence[Sample], settings: TrainSettings, progress: Progress = lambda share: None) -> Trained:
     """A generator of the samples' tasks. With one thread the same samples, order and settings give the same bytes.
 
-    Takes what `memory_bytes` says. Raises AdapterInvalid `layouts_differ`, `feature_unsupported`, `too_few_samples`
-    (two at least), `bad_condition`, `bad_task` or `generator_too_large`.
+    Takes what `memory_bytes` says; `cost.check_cost` bounds what making an adapter will take. Raises AdapterInvalid
+    `layouts_differ`, `feature_unsupported`, `too_few_samples` (two at least), `bad_condition`, `bad_task` or
+    `generator_too_large`.
     """
     layout = Layout.common([sample.modules for sample in samples])
     names = list(dict.fromkeys(sample.task for sample in samples))
@@ -124,6 +126,7 @@ def _check(samples: Sequence[Sample], names: list[str], layout: Layout, settings
         raise AdapterInvalid(text, code="bad_condition")
     if not all(bool(sample.condition.isfinite().all()) for sample in samples):
         raise AdapterInvalid("A condition has numbers that are not finite.", code="bad_condition")
+    check_cost(settings.icm, layout.numbers, size[0])
     needed = memory_bytes(layout.numbers, size[0], len(samples), settings)
     if needed > settings.memory:
         raise AdapterInvalid(

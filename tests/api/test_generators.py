@@ -1,15 +1,18 @@
 """`/generators`: what goes to the trainer and the synthesizer, what comes back, what is refused, who sees what."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 from fastapi import FastAPI
 
 from adapters_store import canonical
 from adapters_store.errors import AdapterConflict, AdapterInvalid
+from adapters_store.generation.container import dump
 from adapters_store.generation.orders import TaskSpec, Wanted
 from adapters_store.generators import Generators
 from server.api.dependencies import Caller, authorise
@@ -156,6 +159,19 @@ async def test_upload_list_and_delete(client: Client, file: bytes, settings: Api
     for path in ("", "/file"):
         openai_error(await client.get(f"/generators/icm{path}"), 404, "generator_not_found")
     assert not list(settings.staging.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("rank", "scale", "code"),
+    [(2, 2.0, "generator_too_large"), ((1 << 31) - 1, 2.0, "rank_limit"), (2, 1e308, "generator_invalid")],
+)
+async def test_uploads_that_cost_too_much(client: Client, file: bytes, rank: int, scale: float, code: str) -> None:
+    """Their headers are sound, but tell sizes that no adapter may take: a refusal and no 500."""
+    told = json.loads(json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])["__metadata__"]["polyrank"])
+    told["settings"]["group"] = 1
+    told["layout"]["modules"][0] |= {"rank": rank, "scale": scale}
+    crafted = dump(told, {"model.last.bias": torch.zeros(1)})
+    openai_error(await client.put("/generators/icm", content=crafted), 422, code)
 
 
 async def test_refused_uploads(client: Client, file: bytes, settings: ApiSettings) -> None:

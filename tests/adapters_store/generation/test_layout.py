@@ -64,6 +64,16 @@ def test_a_bias_is_part_of_it() -> None:
         assert torch.equal(form.bias, modules[name].bias)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("scale", [1e6, -1e30, 65536.0])
+def test_a_scale_that_is_large_is_part_of_b(scale: float) -> None:
+    given = adapter(1, scale=scale)
+    layout = Layout.of(given)
+    assert {module.scale for module in layout.modules} == {scale if scale == 65536 else 1.0}
+    assert Layout.from_json(json.loads(json.dumps(layout.to_json()))) == layout
+    for name, form in layout.split(layout.flatten(given)).items():
+        assert torch.allclose(form.b * form.d, given[name].b * scale, rtol=1e-6)
+
+
 def test_json_there_and_back() -> None:
     layout = Layout.of(adapter(1, scale=1 / 3))
     assert Layout.from_json(json.loads(json.dumps(layout.to_json()))) == layout
@@ -77,6 +87,9 @@ def test_json_there_and_back() -> None:
         {"rank": 1 << 40},
         {"outputs": 2.0},
         {"scale": float("nan")},
+        {"scale": float("inf")},
+        {"scale": 1e308},
+        {"scale": -65537.0},
         {"scale": 1},
         {"name": 3},
         {"bias": 1},

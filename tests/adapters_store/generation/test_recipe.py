@@ -12,8 +12,10 @@ import torch
 from adapters_store.errors import AdapterCorrupt, AdapterInvalid
 from adapters_store.generation import generator_file, recipe
 from adapters_store.generation.generator import Generator
+from adapters_store.generation.icm import Cvae
+from adapters_store.generation.layout import Layout, ModuleLayout
 from adapters_store.generation.statistics import Statistics
-from tests.adapters_store.generation.support import TASKS, trained
+from tests.adapters_store.generation.support import TASKS, TINY, trained
 from tests.adapters_store.support import craft, entry
 
 EXPAND = """
@@ -182,6 +184,23 @@ def test_a_sound_file_is_read(tmp_path: Path) -> None:
 
     (tmp_path / "recipe").write_bytes(dump(TOLD, SOUND))
     assert recipe.decode(tmp_path / "recipe").generator == "a" * 64
+
+
+@pytest.mark.parametrize("part", ["a", "b", "bias"])
+def test_what_is_not_finite_is_refused(part: str) -> None:
+    """A deviation that float32 holds, and times what the model makes no longer."""
+    torch.manual_seed(0)
+    layout = Layout((ModuleLayout("q_proj", 2, 8, 8, 1.0, bias=True),), torch.float32)
+    model = Cvae(TINY, layout.numbers, 4).eval().requires_grad_(False)
+    generator = Generator("", layout, model, {}, "a" * 64)
+    mean, std = torch.zeros(3), torch.ones(3)
+    recipe.make(generator, torch.ones(4), Statistics(mean, std), seed=1)
+    std[["a", "b", "bias"].index(part)] = 3.4e38
+    assert model.last.bias is not None
+    model.last.bias.fill_(10)
+    with pytest.raises(AdapterInvalid) as caught:
+        recipe.make(generator, torch.ones(4), Statistics(mean, std), seed=1)
+    assert caught.value.code == "not_finite"
 
 
 def test_sizes(saved: tuple[Generator, Path]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adapters_store.errors import AdapterInvalid
-from adapters_store.generation import generator_file, training
+from adapters_store.generation import cost, generator_file, training
 from adapters_store.generation.conditions import task_vector
 from adapters_store.generation.generator import Generator
 from adapters_store.generation.icm import IcmSettings
@@ -78,8 +78,9 @@ def test_progress_goes_up_to_all() -> None:
     assert told == [0.25, 0.5, 0.75, 1.0]
 
 
-def test_pieces_are_learnt_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_pieces_are_learnt_apart(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """112 numbers in four pieces, the last with zeros at its end: all come back."""
+    monkeypatch.setattr(cost, "MIN_GROUP", 1)  # so that few numbers have pieces
     icm = IcmSettings(latent=8, channels=(8, 16), group=30)
     made = train(samples(), TrainSettings(BASE.fingerprint, icm, epochs=300, rate=5e-3)).generator
     assert made.model.pieces == 4
