@@ -59,6 +59,10 @@ NOT_RUN = {
     ("deploy/examples/README.md", ".venv/bin/python -m deploy.examples.train            # all seven"): MINUTES,
     ("deploy/examples/README.md", ".venv/bin/python -m deploy.examples.train my-task --out my-adapters"): MINUTES,
     (
+        "deploy/examples/merging.md",
+        "python -m deploy.examples.merging                        # seed 1; one hour on a busy two-core machine",
+    ): MINUTES,
+    (
         "deploy/examples/icm.md",
         "OMP_NUM_THREADS=1 python -m deploy.examples.train_generator FOLDER   # seed 0; 6 minutes of one core",
     ): MINUTES,
