@@ -8,12 +8,11 @@ import torch
 
 from adapters_store.errors import AdapterInvalid
 from adapters_store.generation.conditions import task_vector
+from adapters_store.generation.orders import NEW_TOKENS
 from server.divergence import Engine
 from server.engine.request import FinishReason, GenerationRequest, SamplingParams, WeightedAdapter
 from server.errors import EngineFailure
 from server.patience import submitted
-
-NEW_TOKENS = 16  # forward calls of an example, at most: an end token ends it sooner
 
 
 class TaskVectors:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from adapters_store.info import AdapterRef
 
+NEW_TOKENS = 16  # forward calls of an example, at most: an end token ends it sooner
+
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:

@@ -30,6 +30,16 @@ async def take_request(request: Request, caller: Caller, replicas: Replicas) -> 
         raise RateLimited(str(rate), taken.seconds)
 
 
+async def take_tokens(request: Request, caller: Caller, limit: str, replicas: Replicas, amount: int) -> Taken:
+    """Count tokens of a key whose `token_limit` is `limit`, if one more fits. Raises TokenLimited."""
+    rate = _parsed(limit)
+    taken = await replicas.take(f"tokens-{caller.key_id}", rate, amount)
+    _tell(request, "tokens", taken)
+    if taken.seconds:
+        raise TokenLimited(str(rate), taken.seconds)
+    return taken
+
+
 class TokenTally:
     """Tokens of one call's prompts and answers. With a limit, an estimate is taken first and settled at the end.
 
@@ -51,13 +61,9 @@ class TokenTally:
         """Raises TokenLimited if the key's tokens are used up. What is left may be less than what the call will use."""
         tally = cls(requests, replicas, None)
         if caller.token_limit is not None:
-            rate = _parsed(caller.token_limit)
             amount = sum(_length(requests[index].prompt) for index in tally._first)
             amount += sum(each.sampling.max_tokens or 0 for each in requests)
-            tally._taken = taken = await replicas.take(f"tokens-{caller.key_id}", rate, amount)
-            _tell(request, "tokens", taken)
-            if taken.seconds:
-                raise TokenLimited(str(rate), taken.seconds)
+            tally._taken = await take_tokens(request, caller, caller.token_limit, replicas, amount)
         return tally
 
     def output(self, index: int, output: StepOutput) -> None:

@@ -1,4 +1,4 @@
-"""The queue of jobs: one at a time, in the order they came, each known by its id until others have pushed it out.
+"""The queue of jobs: one at a time, tenants in turn, each known by its id until others have pushed it out.
 
 A job that is not finished stands in the store as a note. The server that took it begins it again after a restart.
 """
@@ -6,7 +6,7 @@ A job that is not finished stands in the store as a note. The server that took i
 import asyncio
 import contextlib
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,11 @@ from adapters_store.errors import CodedError, write_error
 from adapters_store.notes import Notes
 from server.errors import NotReady, Overloaded
 from server.jobs import folders, process
+from server.jobs.fair_queue import FairQueue
 from server.jobs.job import Job, JobCancelled, JobCrashed, JobInterrupted, JobNotFound, State
 
 MAX_QUEUED = 64
+MAX_QUEUED_OF_TENANT = 16
 HISTORY = 256  # finished jobs that are still told of
 MAX_ATTEMPTS = 3  # then a job is suspected of killing the server
 PREPARED, WORKED = 0.05, 0.95  # of the progress
@@ -69,7 +71,7 @@ class Jobs:
         self._place = place
         self._work = work
         self._jobs: dict[str, Job] = {}  # unfinished and finished, in the order they came
-        self._queue: deque[Job] = deque()
+        self._queue = FairQueue()
         self._filled = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         self._unwanted: set[str] = set()  # ids of jobs that are being cancelled
@@ -101,8 +103,7 @@ class Jobs:
                 return job
         if self._loop is None:
             raise NotReady("The server is stopping and takes no jobs. Send this one elsewhere, or again.")
-        if len(self._queue) >= MAX_QUEUED:
-            raise Overloaded(f"{MAX_QUEUED} jobs are waiting, which is the limit. Try again later.")
+        self._require_room(tenant)
         job = Job(tenant, kind, order, key)
         self._jobs[job.id] = job
         try:
@@ -149,8 +150,7 @@ class Jobs:
         is_current = self._current is not None and self._current[0] is job
         if not job.ended.is_set() and not (is_current and self._settling):
             self._unwanted.add(job_id)
-        if job in self._queue:
-            self._queue.remove(job)
+        if self._queue.remove(job):
             await self._end(job, "cancelled", error=_cancelled())
         elif self._current is not None and is_current and not self._settling:
             self._current[1].cancel()
@@ -162,7 +162,7 @@ class Jobs:
             while not self._queue:
                 self._filled.clear()
                 await self._filled.wait()
-            job = self._queue.popleft()
+            job = self._queue.pop()
             if job.id in self._unwanted:
                 await self._end(job, "cancelled", error=_cancelled())
                 continue
@@ -180,7 +180,7 @@ class Jobs:
                     await task
 
     async def _restore(self) -> None:
-        """What this server had not finished when it ended, in the order it came."""
+        """What this server had not finished when it ended, each tenant's in the order it came."""
         notes = await asyncio.to_thread(self._place.notes.all)
         own = {key: note for key, note in notes.items() if note.get("owner") == self._place.owner}
         for job_id, note in sorted(own.items(), key=lambda item: str(item[1].get("created"))):
@@ -247,6 +247,15 @@ class Jobs:
             await asyncio.to_thread(self._place.notes.remove, job.id)
         except CodedError:  # it will be begun again after a restart, and find its result there
             log.warning("job_note_left", extra={"job": job.id})
+
+    def _require_room(self, tenant: str) -> None:
+        """Those count that are still being noted, so that many at once do not pass. Raises Overloaded."""
+        waiting = [job.tenant for job in self._jobs.values() if job.state == "queued"]
+        if waiting.count(tenant) >= MAX_QUEUED_OF_TENANT:
+            limit = f"{MAX_QUEUED_OF_TENANT} jobs of this tenant are waiting, which is the limit for one"
+            raise Overloaded(f"{limit}. Try again later.")
+        if len(waiting) >= MAX_QUEUED:
+            raise Overloaded(f"{MAX_QUEUED} jobs are waiting, which is the limit. Try again later.")
 
     def _enqueue(self, job: Job) -> None:
         self._queue.append(job)

@@ -44,7 +44,7 @@ class FakeMerger:
         self.plans[-1] |= {"if_match": if_match, "replace": replace}
         if self.refuse is not None:
             raise self.refuse
-        return Plan({"name": name}, f"{method}{told}{given}", self.stored)
+        return Plan({"name": name, "parameters": dict(given)}, f"{method}{told}{given}", self.stored)
 
     async def prepare(self, tenant: str, order: Mapping[str, Any], folder: Path, progress: Progress) -> None:
         if self.failure is not None:

@@ -1,7 +1,10 @@
 """Limits of a key: its requests and its tokens, what answers say of them, and what is charged in the end."""
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -10,10 +13,14 @@ from fastapi import FastAPI
 from server.api.application import create_api
 from server.api.services import Services
 from server.api.usage_limits import duration
+from server.jobs.service import Jobs
 from server.replicas.keys import Keys
 from server.replicas.rate import Rate, Taken
 from server.replicas.rate_limiter import RateLimiter
+from tests.adapters_store.generator_support import write_generator
 from tests.api.fake_engine import FakeEngine
+from tests.api.fake_merger import FakeMerger
+from tests.api.fake_registry import FakeRegistry
 from tests.api.fake_replicas import FakeReplicas
 from tests.support.api_keys import ApiKeys, bearer
 
@@ -160,6 +167,103 @@ async def test_text_generation_inferences_routes_have_the_limits_too(
     assert [answer.status_code for answer in answers] == [200, 429]
     assert answers[1].json()["error_type"] == "overloaded"
     assert answers[1].headers["Retry-After"]
+
+
+def search(name: str, iterations: int) -> dict[str, Any]:
+    told = {"examples": [{"prompt": "ab", "answer": "c"}, {"prompt": "d", "answer": "ef"}], "iterations": iterations}
+    sources = [{"adapter": "legal"}, {"adapter": "poet"}]
+    return {"name": name, "method": "weight_search", "sources": sources, "parameters": told}
+
+
+SEARCHED = (3 + 2) + (2 + 3)  # tokens of a trial, each text with the fake's begin token
+
+
+async def test_a_weight_search_is_charged_as_generation_is(
+    client: httpx.AsyncClient, keys: ApiKeys, jobs: Jobs
+) -> None:
+    both = ("generate", "adapters:write")
+    secret = keys.make(*both, token_limit="1000/hour", rate_limit="4/minute")
+    headers = bearer(secret)
+    first = await client.post("/merge?wait=true", json=search("one", 40), headers=headers)
+    assert first.status_code == 201
+    assert first.headers["x-ratelimit-remaining-tokens"] == str(1000 - 40 * SEARCHED)
+    assert first.headers["x-ratelimit-remaining-requests"] == "3"
+    assert (await client.post("/merge", json=search("two", 500), headers=headers)).status_code == 202, "one more fits"
+    known = len(jobs.list("public"))
+    answer = await client.post("/merge", json=search("three", 1), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "token_limited")
+    assert int(answer.headers["Retry-After"]) > 60
+    assert len(jobs.list("public")) == known
+    assert (await ask(client, secret)).json()["error"]["code"] == "token_limited", "generation has the same window"
+    answer = await client.post("/merge", json=search("three", 1), headers=headers)
+    assert answer.json()["error"]["code"] == "rate_limited"
+    plain = {**search("sum", 1), "method": "cat", "parameters": {}}
+    answer = await client.post("/merge", json=plain, headers=headers)
+    assert answer.status_code == 202, "the engine computes nothing of it"
+    assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
+    other = keys.make(*both, token_limit="1000/hour")
+    assert (await client.post("/merge", json=search("three", 1), headers=bearer(other))).status_code == 202
+
+
+async def test_a_search_that_begins_no_job_is_not_charged(
+    client: httpx.AsyncClient, keys: ApiKeys, jobs: Jobs, merger: FakeMerger, registry: FakeRegistry
+) -> None:
+    headers = bearer(keys.make("adapters:write", token_limit="1000/hour"))
+    merger.stored = registry.put("there")
+    answer = await client.post("/merge", json=search("there", 10), headers=headers)
+    assert (answer.json()["state"], "x-ratelimit-limit-tokens" in answer.headers) == ("done", False)
+    merger.stored = None
+    await jobs.stop()
+    assert (await client.post("/merge", json=search("new", 10), headers=headers)).status_code == 503
+    await jobs.start()
+    answer = await client.post("/merge", json=search("new", 20), headers=headers)
+    assert answer.headers["x-ratelimit-remaining-tokens"] == str(1000 - 20 * SEARCHED)
+
+
+async def test_an_equal_search_is_charged_once(
+    client: httpx.AsyncClient, keys: ApiKeys, merger: FakeMerger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = asyncio.Event()
+
+    async def held(*_: object) -> None:
+        await go.wait()
+
+    monkeypatch.setattr(merger, "prepare", held)
+    headers = bearer(keys.make("adapters:write", token_limit="1000/hour"))
+    jobs = [(await client.post("/merge", json=search("one", 10), headers=headers)).json()["id"] for _ in range(3)]
+    assert len(set(jobs)) == 1
+    answer = await client.post("/merge", json=search("two", 20), headers=headers)
+    assert answer.headers["x-ratelimit-remaining-tokens"] == str(1000 - (10 + 20) * SEARCHED)
+    go.set()
+
+
+async def test_examples_of_generators_are_charged(
+    client: httpx.AsyncClient, keys: ApiKeys, generation: dict[str, Any], tmp_path: Path
+) -> None:
+    secret = keys.make("adapters:write", token_limit="110/hour", rate_limit="9/minute")
+    headers = bearer(secret)
+    generation["generators"].add("icm", write_generator(tmp_path), "upload", {})
+    order: dict[str, Any] = {
+        "name": "new",
+        "sources": [{"adapter": "legal", "task": "law"}, {"adapter": "poet", "task": "verse"}],
+        "tasks": {"law": {"examples": ["a", "bc"]}, "verse": {"examples": ["def"]}},
+    }
+    answer = await client.post("/generators", json=order, headers=headers)
+    assert answer.status_code == 202
+    assert answer.headers["x-ratelimit-remaining-tokens"] == str(110 - (2 + 3 + 4 + 3 * 16))
+    assert answer.headers["x-ratelimit-remaining-requests"] == "8"
+    answer = await client.post("/generators/icm/adapters", json={"name": "m", "task": "law"}, headers=headers)
+    assert (answer.status_code, "x-ratelimit-limit-tokens" in answer.headers) == (201, False)
+    made = {"name": "made", "examples": ["abc", "d"], "statistics_of": "law"}
+    answer = await client.post("/generators/icm/adapters", json=made, headers=headers)
+    assert answer.headers["x-ratelimit-remaining-tokens"] == str(110 - 57 - (4 + 2 + 2 * 16))
+    assert (await client.post("/generators/icm/adapters", json=made, headers=headers)).status_code == 200
+    asked = len(generation["synthesizer"].orders)
+    for path, body in (("/generators", order), ("/generators/icm/adapters", made)):
+        answer = await client.post(path, json=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "token_limited")
+        assert answer.headers["Retry-After"]
+    assert len(generation["synthesizer"].orders) == asked
 
 
 @pytest.mark.parametrize(

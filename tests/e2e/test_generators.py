@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adapters_store.generation import generator_file
-from server.task_vectors import NEW_TOKENS
+from adapters_store.generation.orders import NEW_TOKENS
 from tests.support.models import EOS_ID, save_tiny, tiny_model
 from tests.support.peft_oracle import PeftOracle, random_lora
 from tests.support.server_process import ServerProcess

@@ -13,8 +13,8 @@ from adapters_store.errors import AdapterConflict, AdapterInvalid, CodedError, S
 from adapters_store.notes import Notes
 from adapters_store.objects import Objects
 from server.errors import NotReady, Overloaded
-from server.jobs import service
-from server.jobs.job import JobNotFound
+from server.jobs import fair_queue, service
+from server.jobs.job import Job, JobNotFound
 from server.jobs.service import Jobs, Place
 from tests.jobs.support import PATIENCE, FakeKind, FakeWork, place, submit
 
@@ -69,6 +69,49 @@ async def test_one_at_a_time_in_order(tmp_path: Path) -> None:
         assert [x for _, x in kind.done] == list(range(6))
         assert work.most == 1
         assert jobs.list("public") == made[::-1]
+
+
+async def test_tenants_take_turns_and_each_is_served_in_order(tmp_path: Path) -> None:
+    kind, work = FakeKind(), FakeWork(held=True)
+    async with running(kind, work, place(tmp_path)) as jobs:
+        made = [await submit(jobs, 0, "a")]
+        await work.begun.wait()
+        for tenant, count in (("a", 4), ("b", 2), ("c", 3)):
+            made += [await submit(jobs, x, tenant) for x in range(1, count + 1)]
+        await jobs.cancel("c", made[-2].id)
+        work.go.set()
+        for job in made:
+            await job.ended.wait()
+        order = "a0 b1 c1 a1 b2 c3 a2 a3 a4"
+        assert " ".join(f"{tenant}{x}" for tenant, x in kind.done) == order
+
+
+async def test_the_turn_is_of_the_tenant_whose_job_began_longest_ago(tmp_path: Path) -> None:
+    kind, work = FakeKind(), FakeWork()
+    async with running(kind, work, place(tmp_path)) as jobs:
+        for tenant in ("a", "b", "c"):
+            await (await submit(jobs, 0, tenant)).ended.wait()
+        work.go.clear()
+        work.begun.clear()
+        made = [await submit(jobs, 1, "d")]
+        await work.begun.wait()
+        made += [await submit(jobs, 1, tenant) for tenant in ("c", "a", "b", "e")]
+        work.go.set()
+        for job in made:
+            await job.ended.wait()
+        assert [tenant for tenant, _ in kind.done[3:]] == ["d", "e", "a", "b", "c"], "its line was empty meanwhile"
+
+
+def test_of_many_tenants_the_turns_of_the_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fair_queue, "REMEMBERED", 2)
+    queue = fair_queue.FairQueue()
+    for tenant in "abcd":
+        queue.append(Job(tenant, "fake", {}, ""))
+        assert queue.pop().tenant == tenant
+    for tenant in "dba":
+        queue.append(Job(tenant, "fake", {}, ""))
+    assert [queue.pop().tenant for _ in range(3)] == ["b", "a", "d"], "a and b are as new ones"
+    assert not queue
 
 
 async def test_equal_work_is_done_once_while_it_is_unfinished(tmp_path: Path) -> None:
@@ -204,6 +247,26 @@ async def test_a_full_queue_and_a_stopped_one(tmp_path: Path, monkeypatch: pytes
         await submit(jobs, 4)
 
 
+async def test_one_tenant_cannot_fill_the_queue(tmp_path: Path) -> None:
+    most, work = service.MAX_QUEUED_OF_TENANT, FakeWork(held=True)
+    assert 2 * most <= service.MAX_QUEUED
+    async with running(FakeKind(), work, place(tmp_path)) as jobs:
+        await submit(jobs, "first", "a")
+        await work.begun.wait()
+        tried = await asyncio.gather(*(submit(jobs, x, "a") for x in range(63)), return_exceptions=True)
+        refused = [each for each in tried if isinstance(each, Overloaded)]
+        assert len(refused) == 63 - most, "those count that are being noted"
+        assert f"{most} jobs of this tenant" in refused[0].message
+        for tenant in ("b", "c", "d"):
+            for x in range(most):
+                await submit(jobs, x, tenant)
+        with pytest.raises(Overloaded) as caught:
+            await submit(jobs, 0, "e")
+        assert f"{service.MAX_QUEUED} jobs are waiting" in caught.value.message
+        await jobs.cancel("a", tried[0].id)  # type: ignore[union-attr]
+        await submit(jobs, 0, "e")
+
+
 async def test_only_the_last_finished_jobs_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "HISTORY", 3)
     async with running(FakeKind(), FakeWork(), place(tmp_path)) as jobs:
@@ -235,6 +298,18 @@ async def test_a_restart_goes_on_in_order(tmp_path: Path) -> None:
         assert [x for _, x in kind.done[1:]] == [0, 1, 2, 4]
         assert [job.state for job in found] == ["done"] * 3
         assert at.notes.all() == {}
+
+
+async def test_a_restart_keeps_each_tenants_order(tmp_path: Path) -> None:
+    kind, work, at = FakeKind(), FakeWork(held=True), place(tmp_path)
+    async with running(kind, work, at) as jobs:
+        for tenant, x in (("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("c", 0)):
+            await submit(jobs, x, tenant)
+        await work.begun.wait()
+    async with running(kind, FakeWork(), at) as jobs:
+        for job in [job for tenant in "abc" for job in jobs.list(tenant)]:
+            await job.ended.wait()
+    assert kind.done == [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("b", 1), ("a", 2)]
 
 
 async def test_a_job_that_the_server_dies_of_is_given_up(tmp_path: Path) -> None:

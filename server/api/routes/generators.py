@@ -6,12 +6,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from adapters_store import generators
-from adapters_store.generation.orders import TaskSpec, Wanted
+from adapters_store.generation.orders import NEW_TOKENS, TaskSpec, Wanted
 from server.api.access import CHANGE, READ
 from server.api.adapter_choice import resolve
 from server.api.adapter_headers import IfMatch, NamePath, ReferencePath, digest_of, etag
 from server.api.body import JsonRoute
 from server.api.dependencies import Caller, CallerDep, ServicesDep, UploadBody, UploadSlot, UploadSlots
+from server.api.engine_work import EngineWork, charge, submit_charged
 from server.api.file_answer import file_answer
 from server.api.schemas.adapters import AdapterInfo, adapter_body
 from server.api.schemas.errors import JSON_ERRORS, READ_ERRORS, Responses, error_responses
@@ -45,11 +46,12 @@ _FILE_BODY: dict[str, Any] = {
     "/generators",
     status_code=202,
     response_model=JobInfo | GeneratorInfo,
-    responses={**_TRAINED, **JSON_ERRORS, **error_responses(409, 412, 500, 507)},
+    responses={**_TRAINED, **JSON_ERRORS, **error_responses(409, 412, 429, 500, 507)},
     dependencies=[CHANGE],
 )
 async def train_generator(
     body: TrainRequest,
+    request: Request,
     response: Response,
     services: ServicesDep,
     caller: CallerDep,
@@ -81,7 +83,8 @@ async def train_generator(
         found = {**generator_body(planned.stored).model_dump(mode="json"), "new": False}
         job = services.jobs.add_done(caller.tenant, KIND, planned.order, planned.recipe, found)
     else:
-        job = await services.jobs.submit(caller.tenant, KIND, planned.order, f"{body.name}:{planned.recipe}")
+        work = EngineWork([text for told in body.tasks.values() for text in told.examples or ()], new_tokens=NEW_TOKENS)
+        job = await submit_charged(request, services, caller, KIND, body.name, planned, work)
     write.job = job.id
     if wait:
         stored, created = await _waited(services, caller, job)
@@ -185,6 +188,7 @@ async def delete_generator(name: NamePath, services: ServicesDep, caller: Caller
 async def synthesize(
     reference: ReferencePath,
     body: SynthesizeRequest,
+    request: Request,
     response: Response,
     services: ServicesDep,
     caller: CallerDep,
@@ -212,6 +216,7 @@ async def synthesize(
         body.z,
         body.reconstruct,
     )
+    await charge(request, services, caller, EngineWork(body.examples or (), new_tokens=NEW_TOKENS))
     stored, created = await services.synthesizer.synthesize(
         generator, body.name, wanted, tenant=caller.tenant, if_match=match, replace=replace
     )

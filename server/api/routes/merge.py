@@ -1,9 +1,10 @@
 """`POST /merge`: several adapters into one, as a job."""
 
 import asyncio
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from adapters_store import info
 from server.api.access import CHANGE
@@ -11,6 +12,7 @@ from server.api.adapter_choice import resolve
 from server.api.adapter_headers import IfMatch, digest_of, etag
 from server.api.body import JsonRoute
 from server.api.dependencies import Caller, CallerDep, ServicesDep
+from server.api.engine_work import EngineWork, submit_charged
 from server.api.schemas.adapters import AdapterInfo, adapter_body
 from server.api.schemas.errors import JSON_ERRORS, Responses, error_responses
 from server.api.schemas.jobs import JobInfo, MergeRequest, job_body
@@ -31,10 +33,11 @@ _RESPONSES: Responses = {
     "/merge",
     status_code=202,
     response_model=JobInfo | AdapterInfo,
-    responses={**_RESPONSES, **JSON_ERRORS, **error_responses(409, 412, 500, 507)},
+    responses={**_RESPONSES, **JSON_ERRORS, **error_responses(409, 412, 429, 500, 507)},
 )
 async def merge(
     body: MergeRequest,
+    request: Request,
     response: Response,
     services: ServicesDep,
     caller: CallerDep,
@@ -68,8 +71,8 @@ async def merge(
         found = {"name": held.name, "version": held.version, "digest": held.digest, "new": False}
         job = services.jobs.add_done(caller.tenant, KIND, planned.order, planned.recipe, found)
     else:
-        key = f"{body.name}:{planned.recipe}"
-        job = await services.jobs.submit(caller.tenant, KIND, planned.order, key)
+        work = _engine_work(planned.order["parameters"])
+        job = await submit_charged(request, services, caller, KIND, body.name, planned, work)
     write.job = job.id
     if wait:
         stored = await _waited(services, caller, job, response)
@@ -77,6 +80,12 @@ async def merge(
         return adapter_body(services, caller, stored)
     response.headers["Location"] = f"/jobs/{job.id}"
     return job_body(job)
+
+
+def _engine_work(parameters: Mapping[str, Any]) -> EngineWork:
+    """Of a search, which computes its examples for each set of weights; other methods have no examples."""
+    texts = [text for each in parameters.get("examples", ()) for text in (each["prompt"], each["answer"])]
+    return EngineWork(texts, times=parameters["iterations"]) if texts else EngineWork(())
 
 
 async def _waited(services: Services, caller: Caller, job: Job, response: Response) -> info.AdapterInfo:
