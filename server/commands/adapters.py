@@ -142,7 +142,9 @@ def rm(name: NameArgument, url: UrlOption = DEFAULT_URL, as_json: JsonOption = F
 def check_reference(reference: str) -> None:
     """Raises UsageError for what can be no reference to an adapter."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:@-]*", reference):
-        raise UsageError(f"{reference!r} is no adapter name: letters, digits, '.', '_' and '-'", param_hint="NAME")
+        raise UsageError(
+            f"{reference!r} is no adapter name: lower case letters, digits, '.', '_' and '-'", param_hint="NAME"
+        )
 
 
 def check_name(name: str) -> None:

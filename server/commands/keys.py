@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from server.access.key import Key, Keyring, TenantQuota
 
 SECONDS = {"m": 60, "h": 3600, "d": 86400}
-app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Make, list and revoke API keys, and bound what tenants keep.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Place = Annotated[
     str | None,

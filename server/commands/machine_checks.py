@@ -78,7 +78,8 @@ def cores() -> Check:
             "cores", State.WARNING, f"{found}: cores are left idle", f"unset OMP_NUM_THREADS, or set it to {allowed}"
         )
     if load > allowed:
-        return Check("cores", State.WARNING, f"{found}: other programs keep them busy", "end or move those (see `top`)")
+        mend = "end or move those (see `top`), or start the server with OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0"
+        return Check("cores", State.WARNING, f"{found}: other programs keep them busy", mend)
     return Check("cores", State.OK, found)
 
 

@@ -1,6 +1,7 @@
 """What a run showed, as numbers, as a table for a terminal and as a picture."""
 
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from server.load.arithmetic import percentile
 from server.load.run import Outcome
 
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+PIPED_WIDTH = 160  # columns, where there is no terminal whose width counts
 TITLES = {"ttft": "first token", "itl": "between tokens", "e2e": "whole answer"}
 
 
@@ -63,7 +65,7 @@ def show(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
     rates = f"{found['requests_per_second']:.2f} answers/s, {found['output_tokens_per_second']:.1f} tokens/s"
     console.print(f"{found['answered']} of {found['requests']} answered in {found['seconds']:.1f} s: {rates}")
     times = Table("ms", "mean", *SHARES, title=None)

@@ -33,7 +33,7 @@ NOT_RUN = {
     ): BUCKET,
     (
         "docs/adapters.md",
-        ".venv/bin/polyrank generator train styles --from iso=date-iso@1 --from iso=date-iso@2 --from case=casing \\",
+        ".venv/bin/polyrank generator train styles --from iso=iso-80 --from iso=iso-90 --from case=case-80 --from case=case-90 \\",
     ): MINUTES_OF_JOB,
     (
         "docs/adapters.md",
