@@ -33,7 +33,7 @@ NOT_RUN = {
     ): BUCKET,
     (
         "docs/adapters.md",
-        ".venv/bin/polyrank generator train styles --from iso=iso-80 --from iso=iso-90 --from case=case-80 --from case=case-90 \\",
+        ".venv/bin/polyrank generator train styles --from iso=iso-80 --from iso=iso-90 \\",
     ): MINUTES_OF_JOB,
     (
         "docs/adapters.md",
