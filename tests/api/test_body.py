@@ -164,7 +164,8 @@ async def test_an_unforeseen_error_is_logged_and_not_told(
     openai_error(answer, 500, "internal_error")
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
-    assert "find-me" in caplog.text
+    [failed] = [record for record in caplog.records if record.message == "request_failed"]
+    assert failed.__dict__["request_id"] == "find-me"
     assert "secret" in caplog.text
 
 

@@ -168,7 +168,7 @@ async def test_an_engine_that_has_stopped_does_not_lose_an_upload(world: World, 
         assert created
         assert info.proof is not None
         assert info.proof.reason is not None
-        assert info.proof.reason.code == "not_ready"
+        assert info.proof.reason.code == "engine_stopped"
 
 
 async def test_no_text_names_an_adapter_on_trial(world: World, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,11 @@ def test_ctrl_c_shows_what_there_is(fake: FakeOpenAI) -> None:
     fake.behaviour = {"slow": "hang"}
     command = [sys.executable, "-m", "server", "bench", "--url", fake.url, "--adapter", "quick", "--adapter", "slow"]
     command += ["--warmup", "0", "--requests", "4", "--concurrency", "4", "--output-tokens", "2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Whoever runs the tests in the background may have had SIGINT ignored, which a process inherits.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    ) as process:
         assert fake.hanging.wait(120)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)

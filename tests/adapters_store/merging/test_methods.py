@@ -15,6 +15,9 @@ from adapters_store.merging.parts import Source
 from tests.adapters_store.compression.support import delta, dense
 from tests.adapters_store.merging.support import RANKS, SHAPES, SPECS, close, exact, matrices, merged, source, sources
 
+# The examples are for whoever finds the weights; the merge takes them as they are.
+SEARCHED: dict[str, Any] = {"examples": [{"prompt": "p", "answer": "a"}]}
+NEEDED = {"weight_search": SEARCHED}
 EXACT_WITH_ONE: dict[str, dict[str, Any]] = {
     "lego": {},
     "linear": {},
@@ -32,6 +35,7 @@ EXACT_WITH_ONE: dict[str, dict[str, Any]] = {
     "knots": {"density": 1.0},
     "tsv": {},
     "core_space": {"density": 1.0},
+    "weight_search": SEARCHED,
 }
 EXACT_SUM: list[tuple[str, dict[str, Any]]] = [
     ("cat", {}),
@@ -76,7 +80,7 @@ def test_the_same_bits_twice_and_on_two_threads(method: str) -> None:
     try:
         for threads in (1, 1, 2):
             torch.set_num_threads(threads)
-            found.append(merge(given, method, {}, SPECS).modules)
+            found.append(merge(given, method, NEEDED.get(method, {}), SPECS).modules)
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -90,17 +94,19 @@ def test_the_same_bits_twice_and_on_two_threads(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_another_source_or_weight_gives_another_result(method: str) -> None:
     given = sources((4, 4, 4))
-    made = merged(given, method)
-    assert not close(merged([source(4, 8), *given[1:]], method), made, 1e-3)
-    assert not close(merged([replace(given[0], weight=given[1].weight), *given[1:]], method), made, 1e-3)
+    needed = NEEDED.get(method, {})
+    made = merged(given, method, **needed)
+    assert not close(merged([source(4, 8), *given[1:]], method, **needed), made, 1e-3)
+    assert not close(merged([replace(given[0], weight=given[1].weight), *given[1:]], method, **needed), made, 1e-3)
     crossed = [replace(given[0], weight=given[1].weight), replace(given[1], weight=given[0].weight), given[2]]
-    assert not close(merged(crossed, method), made, 1e-3)
+    assert not close(merged(crossed, method, **needed), made, 1e-3)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith(("dare", "lego"))])
 def test_the_order_of_the_sources_does_not_matter(method: str) -> None:
     given = sources((4, 4, 4))
-    assert close(merged(given[::-1], method), merged(given, method), 1e-4)
+    needed = NEEDED.get(method, {})
+    assert close(merged(given[::-1], method, **needed), merged(given, method, **needed), 1e-4)
 
 
 SEEDED = ["dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"]
@@ -127,7 +133,8 @@ def test_the_gauge_of_the_factors_does_not_matter(method: str) -> None:
             assert isinstance(form, LowRank)
             modules[name] = (LowRank(turn.T @ (form.d[:, None] * form.a), 3 * form.b @ turn, torch.full((4,), 1 / 3)),)
         turned.append(replace(each, modules=modules))
-    assert close(merged(turned, method), merged(given, method), 2e-3)
+    needed = NEEDED.get(method, {})
+    assert close(merged(turned, method, **needed), merged(given, method, **needed), 2e-3)
 
 
 def test_linear_is_the_best_of_its_rank() -> None:
@@ -232,7 +239,7 @@ def test_compressed_sources() -> None:
     given = [Source({"wide": (form,)}, weight) for form, weight in zip(forms, (1.0, -0.5, 2.0), strict=True)]
     wide = [replace(each, modules={"wide": (form.widened(),)}) for each, form in zip(given, forms, strict=True)]
     for method in METHODS:
-        made = merge(given, method, {}, SPECS).modules["wide"][0]
+        made = merge(given, method, NEEDED.get(method, {}), SPECS).modules["wide"][0]
         assert isinstance(made, LowRank)
         assert made.a.dtype == torch.float32
     assert close(merged(given, "cat"), exact(wide))
@@ -241,7 +248,7 @@ def test_compressed_sources() -> None:
 def test_factors_keep_their_type() -> None:
     halves = [Source({"wide": (delta(4, *SHAPES["wide"], seed=seed, dtype=torch.bfloat16),)}) for seed in range(2)]
     for method in METHODS:
-        made = merge(halves, method, {}, SPECS).modules["wide"][0]
+        made = merge(halves, method, NEEDED.get(method, {}), SPECS).modules["wide"][0]
         assert isinstance(made, LowRank)
         assert made.a.dtype == made.b.dtype == torch.bfloat16
         assert made.d.dtype == torch.float32
@@ -252,7 +259,7 @@ def test_biases_add_up() -> None:
     biased = LowRank(form.a, form.b, form.d, torch.arange(40.0))
     given = [Source({"wide": (biased,)}, 2.0), Source({"wide": (form,)}), Source({"wide": (biased,)}, -0.5)]
     for method in METHODS:
-        made = merge(given, method, {}, SPECS).modules["wide"][0]
+        made = merge(given, method, NEEDED.get(method, {}), SPECS).modules["wide"][0]
         assert isinstance(made, LowRank)
         assert made.bias is not None, method
         assert torch.allclose(made.bias, 1.5 * torch.arange(40.0))
