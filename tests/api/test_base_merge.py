@@ -8,6 +8,7 @@ import pytest
 from server.api.services import ApiSettings
 from tests.api.events import openai_error
 from tests.api.fake_engine import FakeEngine
+from tests.api.fake_registry import CONFIG
 
 Client = httpx.AsyncClient
 PATH = "/adapters/legal/merge_into_base"
@@ -27,6 +28,10 @@ class TestOn:
 
     async def test_in_and_out(self, client: Client, engine: FakeEngine) -> None:
         digest = (await client.get("/adapters/legal")).json()["digest"]
+        files = {"config": CONFIG, "weights": b"same"}
+        for name in ("aaa", "zzz"):  # the same content under two names
+            assert (await client.put(f"/adapters/{name}", files=files)).status_code == 201
+            assert (await client.post(f"/adapters/{name}/merge_into_base")).json()["name"] == name
         answer = await client.post(PATH)
         assert (answer.status_code, answer.json()["merged_into_base"]) == (200, True)
         assert engine.base_holds == digest

@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 
 from adapters_store.errors import CodedError
+from adapters_store.info import AdapterRef
 from server.api.access import ADMIN
 from server.api.adapter_choice import resolve
 from server.api.adapter_headers import ReferencePath
@@ -32,9 +33,9 @@ async def merge_into_base(
     again, which restores every bit of the base from a copy; then this must be asked for again. For low-rank deltas of
     linears, on a base that is not rounded to int8. Off unless the server was started with `--merge-into-base`.
     """
-    digest = await _digest(reference, services, caller, write)
-    await services.engine.merge_into_base(digest)
-    return _body(digest, services, caller)
+    found = await _found(reference, services, caller, write)
+    await services.engine.merge_into_base(found.digest)
+    return _body(found, services, caller)
 
 
 @router.delete("/adapters/{reference}/merge_into_base", responses={**READ_ERRORS, **error_responses(403)})
@@ -42,18 +43,19 @@ async def take_out_of_base(
     reference: ReferencePath, services: ServicesDep, caller: CallerDep, write: WriteDep
 ) -> AdapterInfo:
     """Take a version out of the base's weights; nothing happens if it is not there."""
-    digest = await _digest(reference, services, caller, write)
-    await services.engine.take_out_of_base(digest)
-    return _body(digest, services, caller)
+    found = await _found(reference, services, caller, write)
+    await services.engine.take_out_of_base(found.digest)
+    return _body(found, services, caller)
 
 
-async def _digest(reference: str, services: Services, caller: Caller, write: Write) -> str:
+async def _found(reference: str, services: Services, caller: Caller, write: Write) -> AdapterRef:
     if not services.settings.merges_into_base:
         raise MergeIntoBaseOff("Adapters go into the base's weights only if the server runs with `--merge-into-base`.")
     found = await resolve(services, caller, reference, "reference")
     write.made(found)
-    return found.digest
+    return found
 
 
-def _body(digest: str, services: Services, caller: Caller) -> AdapterInfo:
-    return adapter_body(services, caller, services.adapters.info(f"sha256:{digest}", caller.tenant))
+def _body(found: AdapterRef, services: Services, caller: Caller) -> AdapterInfo:
+    """Of the name that was asked for: others may have the same content."""
+    return adapter_body(services, caller, services.adapters.info(f"{found.name}@{found.version}", caller.tenant))
