@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adapters_store import canonical, names
+from adapters_store import names
 from adapters_store.candidate import contents, manifest_of
 from adapters_store.canonical import shorten
 from adapters_store.catalogue import Catalogue
@@ -25,6 +25,7 @@ from adapters_store.limits import Limits
 from adapters_store.log import GENERATORS, Log
 from adapters_store.quota import QuotaOf, Quotas, Wanted, no_quota
 from adapters_store.records import DELETED, Blob, Record
+from adapters_store.soundness import pieces
 
 KIND = "icm_lora"
 PUBLIC = "public"  # the tenant whose generators everybody may use
@@ -187,19 +188,9 @@ class Generators:
     def open_file(self, reference: str, tenant: str = "public") -> tuple[int, Iterator[bytes]]:
         """Size and bytes of the file, verified before the first block; closing the iterator releases it."""
         info = self.info(reference, tenant)
-        stream = self._stream(Blob(info.digest, info.bytes))
+        stream = pieces(self._log.blob(Blob(info.digest, info.bytes)))
         next(stream)  # opens and verifies now, so that a damaged file is an error and not a cut answer
         return info.bytes, stream
-
-    def _stream(self, blob: Blob) -> Iterator[bytes]:
-        with self._log.blob(blob) as path:
-            try:
-                with path.open("rb") as file:
-                    yield b""
-                    while block := file.read(canonical.CHUNK):
-                        yield block
-            except OSError as error:
-                raise read_error(error, "file") from error
 
     def _find(self, reference: str, tenant: str) -> tuple[str, Record]:
         for owner in _owners(tenant):

@@ -1,7 +1,7 @@
 """Which stored files were found damaged or missing, learnt whenever one is read."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,7 @@ class Soundness:
 
     def stream(self, blob: Blob) -> Iterator[bytes]:
         """The bytes of a file; the first piece, an empty one, comes when it is opened and verified."""
-        with self.blob(blob) as path:
-            try:
-                with path.open("rb") as file:
-                    yield b""
-                    while block := file.read(canonical.CHUNK):
-                        yield block
-            except OSError as error:
-                raise read_error(error, "file") from error
+        return pieces(self.blob(blob))
 
     @contextmanager
     def watched(self, digest: str) -> Iterator[None]:
@@ -76,3 +69,15 @@ class Soundness:
             self.damaged.add(digest)
             raise
         self.damaged.discard(digest)
+
+
+def pieces(opened: AbstractContextManager[Path]) -> Iterator[bytes]:
+    """The bytes of a file in blocks, after an empty one that comes when it is opened; it stays so until the last."""
+    with opened as path:
+        try:
+            with path.open("rb") as file:
+                yield b""
+                while block := file.read(canonical.CHUNK):
+                    yield block
+        except OSError as error:
+            raise read_error(error, "file") from error

@@ -2,15 +2,16 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from adapters_store.info import Probe
-from server.engine.request import FinishReason, GenerationRequest, SamplingParams, StepOutput, WeightedAdapter
+from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.errors import EngineFailure
+from server.patience import Stream, finished
 
 # Of a prompt the last tokens count: two distributions of 49,152 tokens at 256 positions are 100 MB while compared.
 MAX_TOKENS = 256
@@ -26,11 +27,6 @@ PROMPTS = (
 
 
 Adapters = tuple[WeightedAdapter, ...]
-
-
-class Stream(Protocol):
-    def __aiter__(self) -> AsyncIterator[StepOutput]: ...
-    async def aclose(self) -> None: ...
 
 
 class Engine(Protocol):
@@ -97,12 +93,7 @@ async def _distributions(engine: Engine, prompt: str, adapters: Adapters, tenant
     stream = await engine.submit(
         GenerationRequest(f"probe-{secrets.token_hex(8)}", prompt, params, adapters, tenant, probe=keep)
     )
-    try:
-        async for output in stream:
-            if output.finish_reason is FinishReason.ERROR and output.error is not None:
-                raise output.error
-    finally:
-        await stream.aclose()
+    await finished(stream)
     if not rows:
         raise EngineFailure("The probe of an adapter ended before it was computed.")
     return await asyncio.to_thread(_normalized, [rows[position] for position in sorted(rows)])

@@ -1,13 +1,19 @@
-"""Requests of work in the background, which waits where others' requests fill the queue."""
+"""Requests of the server's own: run to their end, and waiting where others' requests fill the queue."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Protocol, TypeVar
 
-from server.engine.request import GenerationRequest
+from server.engine.request import FinishReason, GenerationRequest, PromptOutput, StepOutput
 from server.errors import Overloaded
 
 TIMES = 120  # that an engine which takes no more requests is asked again, a second apart
 S = TypeVar("S", covariant=True)
+
+
+class Stream(Protocol):
+    def __aiter__(self) -> AsyncIterator[StepOutput]: ...
+    async def aclose(self) -> None: ...
 
 
 class Engine(Protocol[S]):
@@ -24,3 +30,16 @@ async def submitted(engine: Engine[S], request: GenerationRequest) -> S:
         except Overloaded:
             await asyncio.sleep(1)
     return await engine.submit(request)
+
+
+async def finished(stream: Stream) -> PromptOutput | None:
+    """The facts of the prompt, if any came, once the request has ended; its own error is raised. Closes the stream."""
+    prompt = None
+    try:
+        async for output in stream:
+            if output.finish_reason is FinishReason.ERROR and output.error is not None:
+                raise output.error
+            prompt = output.prompt or prompt
+    finally:
+        await stream.aclose()
+    return prompt

@@ -10,9 +10,9 @@ from adapters_store.errors import AdapterInvalid
 from adapters_store.generation.conditions import task_vector
 from adapters_store.generation.orders import NEW_TOKENS
 from server.divergence import Engine
-from server.engine.request import FinishReason, GenerationRequest, SamplingParams, WeightedAdapter
+from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.errors import EngineFailure
-from server.patience import submitted
+from server.patience import finished, submitted
 
 
 class TaskVectors:
@@ -55,12 +55,7 @@ class TaskVectors:
             f"vector-{secrets.token_hex(8)}", example, params, adapters, tenant, hidden_probe=keep
         )
         stream = await submitted(self._engine, request) if patient else await self._engine.submit(request)
-        try:
-            async for output in stream:
-                if output.finish_reason is FinishReason.ERROR and output.error is not None:
-                    raise output.error
-        finally:
-            await stream.aclose()
+        await finished(stream)
         if not rows:
             raise EngineFailure("An example ended before it was computed.")
         return torch.stack([torch.from_numpy(rows[call]) for call in sorted(rows)])

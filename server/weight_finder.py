@@ -7,10 +7,9 @@ from typing import Any, Protocol
 
 from adapters_store.errors import AdapterInvalid
 from adapters_store.merging.search import Found, WeightSearch
-from server.divergence import Stream
-from server.engine.request import FinishReason, GenerationRequest, SamplingParams, WeightedAdapter
+from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.errors import EngineFailure
-from server.patience import submitted
+from server.patience import Stream, finished, submitted
 
 AT_ONCE = 8  # examples in the batch at a time, so that others' requests find room beside them
 Progress = Callable[[float], None]
@@ -88,13 +87,7 @@ class WeightFinder:
         tokens, start = example
         params = SamplingParams(max_tokens=0, temperature=0, prompt_logprobs=0)
         request = GenerationRequest(f"search-{secrets.token_hex(8)}", tokens, params, adapters, tenant)
-        stream = await submitted(self._engine, request)
-        try:
-            async for output in stream:
-                if output.finish_reason is FinishReason.ERROR and output.error is not None:
-                    raise output.error
-                if output.prompt is not None:
-                    return [logprob for logprob in output.prompt.logprobs[start:] if logprob is not None]
-        finally:
-            await stream.aclose()
-        raise EngineFailure("A trial of the search ended before it was computed.")
+        computed = await finished(await submitted(self._engine, request))
+        if computed is None:
+            raise EngineFailure("A trial of the search ended before it was computed.")
+        return [logprob for logprob in computed.logprobs[start:] if logprob is not None]

@@ -1,9 +1,9 @@
 """Names in paths, and the digests in If-Match and ETag."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal, Protocol
 
-from fastapi import Header, Path
+from fastapi import Header, Path, Response
 
 from server.errors import InvalidRequest
 
@@ -22,6 +22,23 @@ def digest_of(if_match: str | None) -> str | None:
         text = 'If-Match must be `*` or one digest in quotes: "<64 hexadecimal digits>".'
         raise InvalidRequest(text, param="If-Match")
     return match[1]
+
+
+class Version(Protocol):
+    """A version of an adapter or of a generator."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+
+
+def point_to(response: Response, place: Literal["adapters", "generators"], stored: Version) -> None:
+    """Says in the headers which version was stored, or is there already, and where."""
+    response.headers["ETag"] = etag(stored.digest)
+    response.headers["Location"] = f"/{place}/{stored.name}@{stored.version}"
 
 
 def etag(digest: str) -> str:

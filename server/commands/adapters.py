@@ -20,6 +20,7 @@ from server.commands.terminal import (
     say,
     say_columns,
     say_json,
+    say_version,
     size,
     warn,
 )
@@ -47,7 +48,7 @@ def push(
     if as_json:
         say_json(info)
         return
-    say(f"{info['name']}@{info['version']}  {info['digest']}{'' if new else '  (already there, unchanged)'}")
+    say_version(info, new)
     say(summary(info))
     for notice in info.get("warnings", ()):
         warn(f"warning: {notice['message']} ({notice['code']})")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from server.commands.adapters import check_reference, summary
-from server.commands.terminal import DEFAULT_URL, JsonOption, UrlOption, UsageError, connect, say, say_json
+from server.commands.terminal import DEFAULT_URL, JsonOption, UrlOption, UsageError, connect, say, say_json, say_version
 from server.commands.texts import lines_of
 
 Names = Annotated[
@@ -90,7 +90,7 @@ def _check_options(names: list[str], method: str | None, out_of_place: dict[str,
 def _tell(info: dict[str, Any]) -> None:
     told = info["compression"]
     divergence, worst = told["divergence"], told["worst_module"]
-    say(f"{info['name']}@{info['version']}  {info['digest']}{'' if info['new'] else '  (already there, unchanged)'}")
+    say_version(info, info["new"])
     say(summary(info))
     say(f"relative error {told['relative_error']:.3g}, at most {worst['relative_error']:.3g} ({worst['name']})")
     say(

@@ -17,6 +17,7 @@ from server.commands.terminal import (
     say,
     say_columns,
     say_json,
+    say_version,
     size,
 )
 from server.commands.texts import lines_of
@@ -86,7 +87,7 @@ def train(
     if as_json:
         say_json(made)
         return
-    say(f"{made['name']}@{made['version']}  {made['digest']}{'' if made['new'] else '  (already there, unchanged)'}")
+    say_version(made, made["new"])
     say(_summary(made))
     if made["losses"]:
         last = made["losses"][-1]

@@ -15,6 +15,7 @@ from server.commands.terminal import (
     key_value,
     say,
     say_json,
+    say_version,
 )
 from server.commands.waiting import tell_job, waited
 
@@ -63,7 +64,7 @@ def merge(
     if as_json:
         say_json(info | {"new": made["new"]})
         return
-    say(f"{info['name']}@{info['version']}  {info['digest']}{'' if made['new'] else '  (already there, unchanged)'}")
+    say_version(info, made["new"])
     say(summary(info))
 
 

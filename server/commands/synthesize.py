@@ -15,6 +15,7 @@ from server.commands.terminal import (
     connect,
     say,
     say_json,
+    say_version,
     size,
     warn,
 )
@@ -76,7 +77,7 @@ def synthesize(
     if as_json:
         say_json(info | {"new": new})
         return
-    say(f"{info['name']}@{info['version']}  {info['digest']}{'' if new else '  (already there, unchanged)'}")
+    say_version(info, new)
     sizes = info["provenance"]["sizes"]
     say(f"a recipe of {size(sizes['recipe'])} ({sizes['share']:.2%} of the adapter's {size(sizes['lora'])})")
     for notice in info.get("warnings", ()):

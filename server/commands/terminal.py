@@ -54,6 +54,11 @@ def warn(text: str) -> None:
     sys.stderr.write(printable(text) + "\n")
 
 
+def say_version(info: dict[str, Any], new: bool) -> None:
+    """The version that a command has stored, or found to be there already."""
+    say(f"{info['name']}@{info['version']}  {info['digest']}{'' if new else '  (already there, unchanged)'}")
+
+
 def say_json(value: Any) -> None:
     """The value as indented JSON to stdout."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

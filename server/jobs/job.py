@@ -73,6 +73,13 @@ class Job:
             self.progress = 1.0
         self.ended.set()
 
+    async def made(self) -> Mapping[str, Any]:
+        """Its result, once it has ended. Raises what it failed with, or JobCancelled."""
+        await self.ended.wait()
+        if self.error is not None:
+            raise self.error
+        return self.result or {}
+
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")

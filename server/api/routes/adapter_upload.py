@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from server.api.access import CHANGE
-from server.api.adapter_headers import IfMatch, NamePath, digest_of, etag
+from server.api.adapter_headers import IfMatch, NamePath, digest_of, point_to
 from server.api.dependencies import CallerDep, ServicesDep, UploadBody, UploadSlots
 from server.api.pins import release_replaced
 from server.api.schemas.adapters import AdapterInfo, adapter_body
@@ -69,6 +69,5 @@ async def put_adapter(
     if created:
         await release_replaced(services, caller, stored.name, stored.version)
     response.status_code = 201 if created else 200
-    response.headers["ETag"] = etag(stored.digest)
-    response.headers["Location"] = f"/adapters/{stored.name}@{stored.version}"
+    point_to(response, "adapters", stored)
     return adapter_body(services, caller, stored)

@@ -7,7 +7,7 @@ from adapters_store.compression.jointly import JointRecipe
 from adapters_store.compression.recipe import Bounds, Recipe
 from server.api.access import CHANGE
 from server.api.adapter_choice import resolve
-from server.api.adapter_headers import ReferencePath, etag
+from server.api.adapter_headers import ReferencePath, point_to
 from server.api.body import JsonRoute
 from server.api.dependencies import Caller, CallerDep, ServicesDep, UploadSlot
 from server.api.pins import release_replaced
@@ -55,8 +55,7 @@ async def compress(
         tenant=caller.tenant,
     )
     write.made(stored)
-    response.headers["ETag"] = etag(stored.digest)
-    response.headers["Location"] = f"/adapters/{stored.name}@{stored.version}"
+    point_to(response, "adapters", stored)
     return await _answered(services, caller, stored, created, errors)
 
 

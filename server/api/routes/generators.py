@@ -9,7 +9,7 @@ from adapters_store import generators
 from adapters_store.generation.orders import NEW_TOKENS, TaskSpec, Wanted
 from server.api.access import CHANGE, READ
 from server.api.adapter_choice import resolve
-from server.api.adapter_headers import IfMatch, NamePath, ReferencePath, digest_of, etag
+from server.api.adapter_headers import IfMatch, NamePath, ReferencePath, digest_of, etag, point_to
 from server.api.body import JsonRoute
 from server.api.dependencies import Caller, CallerDep, ServicesDep, UploadBody, UploadSlot, UploadSlots
 from server.api.engine_work import EngineWork, charge, submit_charged
@@ -222,8 +222,7 @@ async def synthesize(
     )
     write.made(stored)
     response.status_code = 201 if created else 200
-    response.headers["ETag"] = etag(stored.digest)
-    response.headers["Location"] = f"/adapters/{stored.name}@{stored.version}"
+    point_to(response, "adapters", stored)
     return adapter_body(services, caller, stored)
 
 
@@ -240,16 +239,12 @@ async def _task(services: Services, caller: Caller, task: str, told: TaskRequest
 
 async def _waited(services: Services, caller: Caller, job: Job) -> tuple[generators.GeneratorInfo, bool]:
     """The version that the job has made, and whether it is new. Raises what the job has failed with."""
-    await job.ended.wait()
-    if job.error is not None:
-        raise job.error
-    made = dict(job.result or {})
+    made = await job.made()
     found = await asyncio.to_thread(services.generators.info, f"{made['name']}@{made['version']}", caller.tenant)
     return found, bool(made["new"])
 
 
 def _stored(response: Response, found: generators.GeneratorInfo, created: bool) -> GeneratorInfo:
     response.status_code = 201 if created else 200
-    response.headers["ETag"] = etag(found.digest)
-    response.headers["Location"] = f"/generators/{found.name}@{found.version}"
+    point_to(response, "generators", found)
     return generator_body(found)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from adapters_store import info
 from server.api.access import CHANGE
 from server.api.adapter_choice import resolve
-from server.api.adapter_headers import IfMatch, digest_of, etag
+from server.api.adapter_headers import IfMatch, digest_of, point_to
 from server.api.body import JsonRoute
 from server.api.dependencies import Caller, CallerDep, ServicesDep
 from server.api.engine_work import EngineWork, submit_charged
@@ -90,12 +90,8 @@ def _engine_work(parameters: Mapping[str, Any]) -> EngineWork:
 
 async def _waited(services: Services, caller: Caller, job: Job, response: Response) -> info.AdapterInfo:
     """The version that the job has made. Raises what the job has failed with."""
-    await job.ended.wait()
-    if job.error is not None:
-        raise job.error
-    made = dict(job.result or {})
+    made = await job.made()
     stored = await asyncio.to_thread(services.adapters.info, f"{made['name']}@{made['version']}", caller.tenant)
     response.status_code = 201 if made["new"] else 200
-    response.headers["ETag"] = etag(stored.digest)
-    response.headers["Location"] = f"/adapters/{stored.name}@{stored.version}"
+    point_to(response, "adapters", stored)
     return stored
