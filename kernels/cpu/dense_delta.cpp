@@ -10,42 +10,6 @@
 namespace polyrank {
 namespace {
 
-int64_t dense_bytes(int64_t type, int64_t rows, int64_t columns) {
-  return type == ONE_BIT ? rows * ((columns + 7) / 8) : factor_bytes(type, rows, columns);
-}
-
-template <class Work>
-void with_dense(int64_t type, const Work& work) {
-  switch (type) {
-    case 0: return work(static_cast<float*>(nullptr));
-    case 1: return work(static_cast<at::BFloat16*>(nullptr));
-    case 2: return work(static_cast<at::Half*>(nullptr));
-    case 3: return work(static_cast<int8_t*>(nullptr));
-    default: return work(static_cast<Sign*>(nullptr));
-  }
-}
-
-void multiply(const Segments& segments, const at::Tensor& x) {
-  const int64_t in = x.size(1);
-  std::vector<Share> shares;
-  for (const auto& segment : segments.list) {
-    // Signs are widened at the price of floats.
-    const int64_t bytes = (segment.type == ONE_BIT ? 4 : 1) * dense_bytes(segment.type, SHRINK_UNIT, in);
-    shares.push_back({(segment.rank + SHRINK_UNIT - 1) / SHRINK_UNIT, std::max<int64_t>(bytes * segment.tiles(), 1)});
-  }
-  with_float(x.scalar_type(), "x", [&](auto* x_type) {
-    const auto* values = x.const_data_ptr<std::remove_pointer_t<decltype(x_type)>>();
-    split_by_cost(shares, [&](int64_t i, int64_t first, int64_t last) {
-      const Segment& segment = segments.list[i];
-      with_dense(segment.type, [&](auto* factor_type) {
-        shrink_segment<std::remove_pointer_t<decltype(factor_type)>>(
-            segment, segments.entries.data(), values, x.stride(0), in, first * SHRINK_UNIT,
-            std::min(last * SHRINK_UNIT, segment.rank), segments.after(i, &Segment::left));
-      });
-    });
-  });
-}
-
 void dense_delta_(
     at::Tensor& y, const at::Tensor& x, const at::Tensor& pool, const at::Tensor& forms, const at::Tensor& slot,
     const at::Tensor& start, const at::Tensor& token, const at::Tensor& weight) {
@@ -62,12 +26,12 @@ void dense_delta_(
     const Pool bytes(pool);
     segment.rank = out;
     segment.type = type;
-    segment.left = bytes.block(form[DENSE], dense_bytes(type, out, in), "DENSE");
+    segment.left = bytes.block(form[DENSE], left_bytes(type, out, in), "DENSE");
     segment.d = static_cast<const float*>(bytes.block(form[DENSE_SCALE], 4 * out, "DENSE_SCALE"));
     return true;
   });
   if (segments.list.empty()) return;
-  multiply(segments, inner_contiguous(x));
+  shrink(segments, inner_contiguous(x));
   add_changes(segments, y);
 }
 

@@ -30,29 +30,6 @@ inline void check_rows(int64_t found, const char* name, int64_t expected) {
   TORCH_CHECK_VALUE(found == expected, name, " is ", found, "; y has ", expected, " columns");
 }
 
-// y += w * hidden, in columns shared among the threads: each keeps its own through all segments, in their order.
-inline void add_changes(const Segments& segments, at::Tensor& y) {
-  write_back(y, [&](at::Tensor& rows) {
-    with_float(rows.scalar_type(), "y", [&](auto* y_type) {
-      using Y = std::remove_pointer_t<decltype(y_type)>;
-      const Output<Y> output{
-          rows.data_ptr<Y>(), rows.stride(0), rows.size(1), segments.entries.data(), segments.partial.get()};
-      const int64_t units = (output.columns + EXPAND_UNIT - 1) / EXPAND_UNIT;
-      const int64_t cost = EXPAND_UNIT * sizeof(float) * segments.entries.size();
-      split_by_cost({{units, cost}}, [&](int64_t, int64_t first, int64_t last) {
-        const int64_t end = std::min(last * EXPAND_UNIT, output.columns);
-        for (const auto& segment : segments.list)
-          for (int64_t i = 0; i < segment.rows(); ++i)
-            for (int64_t j = first * EXPAND_UNIT; j < end; j += STEP) {
-              const int64_t n = std::min(STEP, end - j);
-              const Pair change = load_pair(segment.hidden + i * segment.rank + j, n);
-              output.add(segments.entries[segment.first + i], nullptr, change, j, n);
-            }
-      });
-    });
-  });
-}
-
 // A row in floats: where it lies if it is of floats, else converted into `scratch`.
 template <class X>
 inline const float* float_row(const X* row, int64_t n, float* scratch) {

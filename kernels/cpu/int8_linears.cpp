@@ -12,6 +12,7 @@
 #include <torch/library.h>
 
 #include <deque>
+#include <numeric>
 
 #include "core.h"
 #include "expand.h"
@@ -20,6 +21,9 @@
 
 namespace polyrank {
 namespace {
+
+// Columns of y that a thread makes at once: whole panels and whole pairs. 512 rows of them are 196 KB in floats.
+constexpr int64_t STRIP = std::lcm<int64_t>(PANEL * BLOCK, EXPAND_UNIT / 2) * (LANES == 16 ? 1 : 4);
 
 using Optional = c10::optional<at::Tensor>;
 
@@ -64,46 +68,79 @@ std::deque<Segments> adapters_of(
   return found;
 }
 
+std::vector<Product> products_of(const std::vector<Module>& modules, const Rows& rows) {
+  std::vector<Product> products;
+  for (const auto& module : modules) products.emplace_back(module.packed, rows, module.scale, module.bias);
+  return products;
+}
+
+// The left factors of all modules' segments: what they cost, and which they are.
+struct LeftFactors {
+  std::vector<std::pair<const Segments*, int64_t>> list;
+  std::vector<Share> shares;
+
+  LeftFactors(const std::deque<Segments>& adapters, int64_t in) {
+    for (const auto& segments : adapters)
+      for (size_t i = 0; i < segments.list.size(); ++i) {
+        list.emplace_back(&segments, i);
+        shares.push_back(shrink_share(segments.list[i], in));
+      }
+  }
+
+  void run(const Input& x, int64_t i, int64_t first, int64_t last) const {
+    shrink_units(*list[i].first, list[i].second, x, first, last);
+  }
+};
+
 // Every thread takes its share of the weights and of the left factors: both need the rows alone.
 template <class X>
 void multiply_all(
-    const at::Tensor& x, const std::vector<Module>& modules, const std::deque<Segments>& adapters,
-    const std::vector<at::Tensor>& ys) {
-  const Rows rows = quantize_rows(x);
-  const int64_t in = x.size(1), count = modules.size();
-  std::vector<Product> products;
+    const Input& x, const std::vector<Product>& products, const LeftFactors& factors, std::vector<at::Tensor>& ys) {
+  const int64_t count = products.size();
   std::vector<Share> shares;
-  for (int64_t i = 0; i < count; ++i) {
-    products.emplace_back(modules[i].packed, rows, modules[i].scale, modules[i].bias);
-    shares.push_back({products[i].blocks(), products[i].cost()});
-  }
-  std::vector<std::pair<const Segments*, int64_t>> factors;
-  for (const auto& segments : adapters)
-    for (size_t i = 0; i < segments.list.size(); ++i) {
-      factors.emplace_back(&segments, i);
-      shares.push_back(shrink_share(segments.list[i], in));
-    }
-  const X* data = x.const_data_ptr<X>();
+  for (const auto& product : products) shares.push_back({product.blocks(), product.cost()});
+  shares.insert(shares.end(), factors.shares.begin(), factors.shares.end());
   split_by_cost(shares, [&](int64_t i, int64_t first, int64_t last) {
     if (i < count) return multiply(products[i], ys[i].data_ptr<X>(), ys[i].stride(0), first, last);
-    const auto& [segments, segment] = factors[i - count];
-    shrink_units(*segments, segment, data, x.stride(0), in, first, last);
+    factors.run(x, i - count, first, last);
   });
 }
 
-template <class X>
-void expand_all(const std::deque<Segments>& adapters, std::vector<at::Tensor>& ys) {
-  std::vector<Expansion<X>> expansions;
+void expand_all(const std::vector<Expansion>& expansions) {
   std::vector<std::pair<int64_t, int64_t>> parts;
   std::vector<Share> shares;
-  for (size_t i = 0; i < adapters.size(); ++i) {
-    expansions.emplace_back(adapters[i], ys[i]);
+  for (size_t i = 0; i < expansions.size(); ++i) {
     const size_t before = shares.size();
-    expansions.back().add_shares(shares);
+    expansions[i].add_shares(shares);
     for (size_t part = before; part < shares.size(); ++part) parts.emplace_back(i, part - before);
   }
   split_by_cost(shares, [&](int64_t i, int64_t first, int64_t last) {
     expansions[parts[i].first].run(parts[i].second, first, last);
+  });
+}
+
+// After all left factors: every thread takes columns of y, in strips that are still in its cache when the adapters add to
+// them.
+template <class X>
+void multiply_in_strips(
+    const std::vector<Product>& products, const std::vector<Expansion>& expansions, std::vector<at::Tensor>& ys) {
+  std::vector<Share> shares;
+  for (size_t i = 0; i < products.size(); ++i) {
+    const int64_t cost = products[i].cost() * STRIP / BLOCK + expansions[i].cost() * STRIP / EXPAND_UNIT;
+    shares.push_back({(products[i].out + STRIP - 1) / STRIP, cost});
+  }
+  split_by_cost(shares, [&](int64_t i, int64_t first, int64_t last) {
+    for (int64_t strip = first; strip < last; ++strip) {
+      const int64_t begin = strip * STRIP, end = std::min(begin + STRIP, products[i].out);
+      multiply(products[i], ys[i].data_ptr<X>(), ys[i].stride(0), begin / BLOCK, (end + BLOCK - 1) / BLOCK);
+      expansions[i].run_columns(begin, end);
+    }
+  });
+}
+
+bool many_rows(const std::deque<Segments>& adapters) {
+  return std::any_of(adapters.begin(), adapters.end(), [](const Segments& segments) {
+    return std::any_of(segments.list.begin(), segments.list.end(), [](const Segment& segment) { return segment.many(); });
   });
 }
 
@@ -129,12 +166,23 @@ at::Tensor int8_linears(
   }
   const auto adapters = adapters_of(x, modules, ys, {pool, slot, start, token, weight});
   if (!y.numel()) return y;
-  const at::Tensor rows = inner_contiguous(x);
+  const at::Tensor contiguous = inner_contiguous(x);
+  const Rows rows = quantize_rows(contiguous);
+  const auto products = products_of(modules, rows);
+  const Input input(contiguous);
+  const LeftFactors factors(adapters, input.in);
+  std::vector<Expansion> expansions;
+  for (size_t i = 0; i < adapters.size(); ++i) expansions.emplace_back(adapters[i], ys[i]);
   with_float(x.scalar_type(), "x", [&](auto* type) {
     using X = std::remove_pointer_t<decltype(type)>;
-    multiply_all<X>(rows, modules, adapters, ys);
+    const bool strips = many_rows(adapters);
+    if (strips) {
+      split_by_cost(factors.shares, [&](int64_t i, int64_t first, int64_t last) { factors.run(input, i, first, last); });
+    } else {
+      multiply_all<X>(input, products, factors, ys);
+    }
     for (const auto& segments : adapters) apply_cores(segments);
-    expand_all<X>(adapters, ys);
+    strips ? multiply_in_strips<X>(products, expansions, ys) : expand_all(expansions);
   });
   return y;
 }

@@ -52,6 +52,37 @@ inline int32_t largest_bits(const X* x, int64_t in) {
   return *std::max_element(lanes, lanes + Bits::size());
 }
 
+// Rounded to nearest, ties to even; `n` go to `values`, all are added to `total`.
+#if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512VNNI__)
+struct Rounded {
+  __m512i total = _mm512_setzero_si512();
+  void take(const Pair& pair, Value* values, int64_t n) {
+    const __m512i low = _mm512_cvtps_epi32(pair.low), high = _mm512_cvtps_epi32(pair.high);
+    const __m256i narrow = _mm256_set_m128i(_mm512_cvtepi32_epi8(high), _mm512_cvtepi32_epi8(low));
+    _mm256_mask_storeu_epi8(values, n >= STEP ? ~__mmask32(0) : (__mmask32(1) << n) - 1, narrow);
+    total = _mm512_add_epi32(total, _mm512_add_epi32(low, high));
+  }
+  int32_t sum() const { return _mm512_reduce_add_epi32(total); }
+};
+#else
+struct Rounded {
+  int32_t total = 0;
+  void take(const Pair& pair, Value* values, int64_t n) {
+    float rounded[STEP];
+    pair.low.round().store(rounded);
+    pair.high.round().store(rounded + LANES);
+    Value narrow[STEP];
+    for (int64_t j = 0; j < STEP; ++j) {
+      const int32_t value = static_cast<int32_t>(rounded[j]);
+      narrow[j] = static_cast<Value>(value);
+      total += value;
+    }
+    std::memcpy(values, narrow, n * sizeof(Value));
+  }
+  int32_t sum() const { return total; }
+};
+#endif
+
 template <class X>
 inline void quantize_row(const X* x, int64_t in, Value* values, int64_t depth, float* scale, int32_t* sum) {
   const int32_t bits = largest_bits(x, in);
@@ -64,22 +95,12 @@ inline void quantize_row(const X* x, int64_t in, Value* values, int64_t depth, f
   const float largest = std::max(std::bit_cast<float>(bits), SMALLEST_ROW);
   *scale = largest / 127.0f;
   const Vec inverse(127.0f / largest);
-  int32_t total = 0;
-  float rounded[STEP];
+  Rounded rounded;
   for (int64_t i = 0; i < depth; i += STEP) {
-    const int64_t n = std::min(STEP, depth - i);
     const Pair pair = i < in ? load_pair(x + i, in - i) : Pair{Vec(0.0f), Vec(0.0f)};
-    (pair.low * inverse).round().store(rounded);  // to nearest, ties to even
-    (pair.high * inverse).round().store(rounded + LANES);
-    Value narrow[STEP];
-    for (int64_t j = 0; j < STEP; ++j) {
-      const int32_t value = static_cast<int32_t>(rounded[j]);
-      narrow[j] = static_cast<Value>(value);
-      total += value;
-    }
-    std::memcpy(values + i, narrow, n * sizeof(Value));
+    rounded.take({pair.low * inverse, pair.high * inverse}, values + i, std::min(STEP, depth - i));
   }
-  *sum = total;
+  *sum = rounded.sum();
 }
 
 inline Rows quantize_rows(const at::Tensor& x) {

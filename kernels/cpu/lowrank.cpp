@@ -60,7 +60,7 @@ void gated_lowrank_(
   shrink_both(segments, resolved, inner_contiguous(x));
   apply_gates(segments, resolved.list);
   apply_cores(segments);
-  write_back(y, [&](at::Tensor& rows) { expand<true>(segments, rows); });
+  write_back(y, [&](at::Tensor& rows) { expand(segments, rows); });
 }
 
 void gated_lowrank_meta(

@@ -1,6 +1,8 @@
 // A factor as the kernels read it, whatever its type: rows of pairs.
 #pragma once
 
+#include <memory>
+
 #include "factors.h"
 
 namespace polyrank {
@@ -82,6 +84,27 @@ struct Matrix<Int4> {
   int64_t offset(int64_t row, int64_t i) const { return row * row_bytes + i / 2; }
 };
 static_assert(INT4_RUN % STEP == 0, "a pair would end in another run");
+
+// Columns [first, last) of `rows` rows as floats: floats in place, others widened and filled up with zeros to whole pairs.
+struct Widened {
+  std::unique_ptr<float[]> values;
+  Matrix<float> matrix;
+
+  Widened(const Matrix<float>& from, int64_t, int64_t first, int64_t) : matrix(from.values + first, 0, from.columns) {}
+
+  template <class F>
+  Widened(const Matrix<F>& from, int64_t rows, int64_t first, int64_t last)
+      : values(new float[rows * padded(last - first)]), matrix(values.get(), rows, padded(last - first)) {
+    float* to = values.get();
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t i = first; i < last; i += STEP, to += STEP) {
+        __builtin_prefetch(from.address(row, i + last - first), 0, TO_L2);  // the next columns of this row, or the next row
+        store_pair(to, from.load(row, i, last - i), STEP);
+      }
+  }
+
+  static int64_t padded(int64_t columns) { return (columns + STEP - 1) / STEP * STEP; }
+};
 
 // Calls `work` with a null pointer of the factor's type: an index of kernels.segments.FACTOR_DTYPES, or INT4.
 template <class Work>

@@ -15,6 +15,14 @@ namespace polyrank {
 // Rows of a segment that share one reading and widening of a factor: as many as the sums have registers for.
 constexpr int TILE_ROWS = LANES == 16 ? 8 : 4;
 
+// A segment of this many tiles or more has its factors widened to floats once and not once a tile, if its rank leaves
+// them in the L2 cache.
+constexpr int64_t WIDE_TILES = 4, WIDE_RANK = 256;
+
+// Cost of a widened number for a tile of rows, in the bytes of split.h: 8 rows take it half a cycle of float products,
+// a byte of an 8-bit product an eighth.
+constexpr int64_t WIDE_COST = 4;
+
 // One row of one segment. A row that stands in several segments is summed in a float buffer (`partial`)
 // from its first to its last entry, so it is rounded once.
 struct Entry {
@@ -39,6 +47,7 @@ struct Segment {
   int64_t chosen;
   int64_t rows() const { return last - first; }
   int64_t tiles() const { return (rows() + TILE_ROWS - 1) / TILE_ROWS; }
+  bool many() const { return tiles() >= WIDE_TILES && rank <= WIDE_RANK; }
   int64_t tile_begin(int64_t tile) const { return rows() * tile / tiles(); }  // no tile is much smaller than the others
 };
 

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "forms.h"
+#include "unrolled.h"
 
 namespace polyrank {
 namespace {

@@ -353,11 +353,16 @@ class AsyncEngine:
         if not self._core.has_work:
             self._core.publish()
             self._core.check_integrity()
+            while self._nothing_new() and self._core.prepare():
+                pass
         elif not self._core.blocked:
             return
         with self._wake:
-            if not self._inbox and not self._stopping and not self._core.has_arrivals:
+            if self._nothing_new():
                 self._wake.wait()
+
+    def _nothing_new(self) -> bool:
+        return not self._inbox and not self._stopping and not self._core.has_arrivals
 
     def _send(self, outputs: Outputs) -> None:
         if outputs:

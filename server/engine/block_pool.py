@@ -23,6 +23,7 @@ class BlockPool:
         self.shared_from = num_blocks if shared_from is None else shared_from
         self.now = 0  # counts steps; ages of prefixes and of adapters are compared by it
         self.releases = 0  # blocks that have become free, since the start
+        self.reach = 0  # blocks up to the last one that was ever allocated
         self._references = [0] * num_blocks
         self._key_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
@@ -68,6 +69,7 @@ class BlockPool:
             self._take(block)
             self._references[block] = 1
             self._forget(block)
+        self.reach = max(self.reach, *(block + 1 for block in blocks)) if blocks else self.reach
         return blocks
 
     def forgets(self, count: int) -> float:

@@ -100,6 +100,10 @@ class EngineCore:
         if self.compiler is not None:
             self.compiler.start()
 
+    def prepare(self) -> bool:
+        """Without work: prepare a little of what comes; False: there is nothing left to prepare."""
+        return self._runner.prepare(self.scheduler.blocks.reach)
+
     def add(self, answer: Answer) -> Outputs:
         """Queue a request; refused at once if its adapter has been quarantined."""
         bad = self._quarantine.refused(answer.sequence.digests)

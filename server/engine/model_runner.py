@@ -80,6 +80,13 @@ class ModelRunner:
         )
         return [next(chosen) if row.entry.samples else None for row in rows]
 
+    def prepare(self, blocks: int) -> bool:
+        """While nothing is to be computed: a piece of the KV cache's memory, whose first `blocks` blocks have been in use.
+
+        False: all is prepared.
+        """
+        return self._context.cache is not None and self._context.cache.take_memory(blocks)
+
     def _decode(self, batch: ScheduledBatch, rows: list[_Rows], slots: list[int]) -> torch.Tensor | None:
         """Logits of a step of decodes alone, if a graph takes it."""
         if self._graphs is None or not all(e.count == 1 and e.samples for e in batch.entries):

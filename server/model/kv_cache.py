@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from server.model.memory import lazy_bytes
+from server.model.memory import MemoryAhead, lazy_bytes
 
 
 class KVCache:
@@ -31,11 +31,16 @@ class KVCache:
         count = math.prod(shape) * dtype.itemsize
         memory = lazy_bytes(count, torch.device(device)) if buffer is None else buffer[:count]
         self.buffer = memory.view(dtype).view(shape)
+        self._ahead = MemoryAhead(memory)
         self._layers = [(self.buffer[:, layer, 0], self.buffer[:, layer, 1]) for layer in range(layers)]
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Key and value pool of one layer, each `[pages, page_size, kv_heads, dim]` with a page stride."""
         return self._layers[index]
+
+    def take_memory(self, pages: int) -> bool:
+        """A piece of the first `pages` pages' memory, or of what comes after them; False: there is nothing to take."""
+        return self._ahead.take(pages * self.page_bytes)
 
     @property
     def num_pages(self) -> int:

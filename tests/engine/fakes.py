@@ -192,6 +192,9 @@ class FakeRunner(ModelRunner):
         self.problems: list[str] = []
         storage.on_write = self._lose
 
+    def prepare(self, blocks: int) -> bool:
+        return False
+
     def run(self, batch: ScheduledBatch, answers: Mapping[str, Answer]) -> list[Sampled | None]:
         self.runs.append([entry.sequence.request_id for entry in batch.entries])
         try:

@@ -30,6 +30,41 @@ async def test_a_stream_gives_the_tokens_in_order_and_ends() -> None:
         own.assert_idle()
 
 
+async def test_memory_is_prepared_while_there_is_no_work_and_a_request_ends_that() -> None:
+    async with running() as own:
+        begun = threading.Event()
+
+        def endless(blocks: int) -> bool:
+            assert not own.fake.core.has_work
+            begun.set()
+            return True
+
+        own.runner.prepare = endless  # type: ignore[method-assign]
+        for name in "ab":
+            assert tokens(await own.generate(name, PROMPT, SamplingParams(max_tokens=3))) == expected_tokens(PROMPT, 3)
+            assert await asyncio.to_thread(begun.wait, PATIENCE)
+            begun.clear()
+
+
+async def test_the_engine_sleeps_once_all_memory_is_prepared() -> None:
+    async with running() as own:
+        left = 5
+        done = threading.Event()
+
+        def prepare(blocks: int) -> bool:
+            nonlocal left
+            assert left > 0, "asked again after it was done"
+            left -= 1
+            if not left:
+                done.set()
+            return left > 0
+
+        own.runner.prepare = prepare  # type: ignore[method-assign]
+        await own.settle()
+        assert await asyncio.to_thread(done.wait, PATIENCE)
+        own.assert_idle()
+
+
 async def test_an_ended_stream_stays_ended() -> None:
     async with running() as own:
         stream = await own.submit("a")

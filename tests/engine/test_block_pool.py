@@ -32,6 +32,17 @@ def test_too_large_an_allocation_takes_nothing() -> None:
     pool.check_integrity([held])
 
 
+def test_reach_is_the_last_block_that_was_ever_allocated() -> None:
+    pool = BlockPool(6, 4, shared_from=4)
+    assert pool.reach == 0
+    held = allocated(pool, 3)
+    pool.release(held)
+    pool.lend(pool.lendable())
+    assert pool.reach == 3, "neither what is free again nor what the adapters have counts"
+    allocated(pool, 4)
+    assert pool.reach == 4
+
+
 def test_an_allocation_of_none_is_empty() -> None:
     pool = BlockPool(1, 4)
     assert pool.allocate(0) == []
