@@ -127,7 +127,6 @@ def _build(target: Path) -> None:
 
     includes = [part for path in include_paths() for part in ("-isystem", path)]
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as folder:
-
         compiling = [*command, *_compile_flags(), *includes]
         # Torch's headers take 6 s a source, of which this saves 5: the compiler finds what it made of them under the
         # name of the header with .gch behind it, and reads the header where it cannot use that.

@@ -81,9 +81,9 @@ class ModelRunner:
         return [next(chosen) if row.entry.samples else None for row in rows]
 
     def prepare(self, blocks: int) -> bool:
-        """While nothing is to be computed: a piece of the KV cache's memory, whose first `blocks` blocks have been in use.
+        """While nothing is to be computed: take memory for the KV cache, of which `blocks` blocks have been in use.
 
-        False: all is prepared.
+        A piece at a time; False: all is taken.
         """
         return self._context.cache is not None and self._context.cache.take_memory(blocks)
 

@@ -15,6 +15,8 @@ INNER = 123
 GROUPS = [Group(0, [0], [0.5]), Group(1, [1, 0], [1.0, -0.75]), Group(2, [2]), Group(3, range(3, 19)), Group(4, [2])]
 ALONE = [Group(0, [0]), Group(2, [1, 2]), Group(3, range(3, 19))]  # every row once
 ROWS = 20
+# Slots 1 and 3 have rows for more than three tiles; row 0 and rows 40 to 44 take two.
+MANY = [Group(0, [99, 0]), Group(1, range(45), [0.5] * 45), Group(2, [45]), Group(3, range(40, 98)), Group(4, [98])]
 
 Weight = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
@@ -47,7 +49,7 @@ def one_by_one(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("groups", [[], ALONE, GROUPS], ids=["base", "one adapter a row", "several"])
+@pytest.mark.parametrize("groups", [[], ALONE, GROUPS, MANY], ids=["base", "one adapter a row", "several", "many"])
 @pytest.mark.parametrize("outputs", [(50,), (192, 33), (576, 1, 97)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_bits_are_those_of_single_calls(
@@ -67,7 +69,8 @@ def test_bits_are_those_of_single_calls(
         for column in (Field.A, Field.B, Field.D, Field.BIAS, Field.CORE):
             moved[:, column] = torch.where(own[:, column] >= 0, own[:, column] + sum(sizes[:number]), own[:, column])
         tables.append(moved)
-    x, segments = torch.randn(ROWS, INNER).to(dtype), segments_of(*groups)
+    rows = 100 if groups is MANY else ROWS
+    x, segments = torch.randn(rows, INNER).to(dtype), segments_of(*groups)
     given = pool if groups else None
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
