@@ -138,7 +138,7 @@ void expand_segment(const Segment& segment, const Output& output, int64_t first,
         expand_rows(segment, output, matrix, origin, {i, begin, end}, segment.tile_begin(tile + 1) - i, after);
       }
     };
-    if (segment.many()) {
+    if (segment.many) {
       const Widened wide(b, segment.rank, begin, end);
       each_tile(wide.matrix, begin, wide.matrix.values);
     } else {
@@ -199,7 +199,7 @@ void expand_columns(const Segment& segment, const Output& output, int64_t first,
 // Of a unit of columns.
 int64_t cost_of(const Segment& segment) {
   if (segment.active) return factor_bytes(segment.type, 1, EXPAND_UNIT) * segment.rows() * (segment.chosen + 1);
-  const int64_t number = segment.many() ? WIDE_COST * EXPAND_UNIT : factor_bytes(segment.type, 1, EXPAND_UNIT);
+  const int64_t number = segment.many ? WIDE_COST * EXPAND_UNIT : factor_bytes(segment.type, 1, EXPAND_UNIT);
   return number * segment.tiles() * (segment.rank + 1);
 }
 
@@ -227,8 +227,11 @@ void Expansion::run(int64_t i, int64_t first, int64_t last) const {
 }
 
 void Expansion::run_columns(int64_t first, int64_t last) const {
-  for (size_t i = 0; i < segments.list.size(); ++i)
-    expand_columns(segments.list[i], output, first, last, segments.after(i, &Segment::right));
+  for (size_t i = 0; i < segments.list.size(); ++i) {
+    const Segment& following = segments.list[std::min(i + 1, segments.list.size() - 1)];
+    const auto* next = static_cast<const char*>(following.right) + factor_bytes(following.type, 1, first);
+    expand_columns(segments.list[i], output, first, last, next);
+  }
 }
 
 void expand(const Segments& segments, at::Tensor& y) {

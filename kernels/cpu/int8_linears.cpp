@@ -127,7 +127,7 @@ void multiply_in_strips(
   std::vector<Share> shares;
   for (size_t i = 0; i < products.size(); ++i) {
     const int64_t cost = products[i].cost() * STRIP / BLOCK + expansions[i].cost() * STRIP / EXPAND_UNIT;
-    shares.push_back({(products[i].out + STRIP - 1) / STRIP, cost});
+    shares.push_back({(products[i].out + STRIP - 1) / STRIP, std::max<int64_t>(cost, 1)});
   }
   split_by_cost(shares, [&](int64_t i, int64_t first, int64_t last) {
     for (int64_t strip = first; strip < last; ++strip) {
@@ -140,7 +140,7 @@ void multiply_in_strips(
 
 bool many_rows(const std::deque<Segments>& adapters) {
   return std::any_of(adapters.begin(), adapters.end(), [](const Segments& segments) {
-    return std::any_of(segments.list.begin(), segments.list.end(), [](const Segment& segment) { return segment.many(); });
+    return std::any_of(segments.list.begin(), segments.list.end(), [](const Segment& segment) { return segment.many; });
   });
 }
 

@@ -41,6 +41,7 @@ void shrink_both(Segments& segments, const Gates& gates, const at::Tensor& x) {
     router.type = gate.type;
     router.left = gate.router;
     router.hidden = gate.scores;
+    router.many = has_many(router);
     segments.list.push_back(router);
   }
   shrink(segments, x);

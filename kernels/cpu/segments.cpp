@@ -1,5 +1,7 @@
 #include "segments.h"
 
+#include <ATen/Parallel.h>
+
 #include "pool.h"
 
 namespace polyrank {
@@ -68,7 +70,14 @@ void fill_entries(Segments& segments, int64_t rows, int64_t out, const int32_t* 
   if (shared) segments.partial.reset(new float[shared * out]);
 }
 
+// From so many tiles on it pays to widen factors to floats once and not once a tile, up to so many ranks.
+constexpr int64_t WIDE_TILES = 4, WIDE_RANK = 256;
+
 }  // namespace
+
+bool has_many(const Segment& segment) {
+  return segment.rank <= WIDE_RANK && segment.tiles() >= std::max<int64_t>(WIDE_TILES, at::get_num_threads());
+}
 
 void check_pool(const at::Tensor& pool) {
   TORCH_CHECK_VALUE(
@@ -103,6 +112,7 @@ Segments resolve_step(
     segment.slot = slots[i];
     segment.first = starts[i];
     segment.last = starts[i + 1];
+    segment.many = has_many(segment);
     if (segment.rows() && does_something) segments.list.push_back(segment);
   }
   segments.entries.reserve(token.numel());

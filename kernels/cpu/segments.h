@@ -15,10 +15,6 @@ namespace polyrank {
 // Rows of a segment that share one reading and widening of a factor: as many as the sums have registers for.
 constexpr int TILE_ROWS = LANES == 16 ? 8 : 4;
 
-// A segment of this many tiles or more has its factors widened to floats once and not once a tile, if its rank leaves
-// them in the L2 cache.
-constexpr int64_t WIDE_TILES = 4, WIDE_RANK = 256;
-
 // Cost of a widened number for a tile of rows, in the bytes of split.h: 8 rows take it half a cycle of float products,
 // a byte of an 8-bit product an eighth.
 constexpr int64_t WIDE_COST = 4;
@@ -47,7 +43,7 @@ struct Segment {
   int64_t chosen;
   int64_t rows() const { return last - first; }
   int64_t tiles() const { return (rows() + TILE_ROWS - 1) / TILE_ROWS; }
-  bool many() const { return tiles() >= WIDE_TILES && rank <= WIDE_RANK; }
+  bool many;  // its factors are widened once, and threads share its tiles of rows
   int64_t tile_begin(int64_t tile) const { return rows() * tile / tiles(); }  // no tile is much smaller than the others
 };
 
@@ -62,6 +58,9 @@ struct Segments {
     return list[std::min(i + 1, int64_t(list.size()) - 1)].*factor;
   }
 };
+
+// Whether a segment is one of many rows: enough tiles for all threads, and factors that the L2 cache holds once widened.
+bool has_many(const Segment& segment);
 
 // Reads a row of a table into a segment; false: it does nothing to its rows.
 using Read = std::function<bool(const int64_t*, Segment&)>;

@@ -113,7 +113,7 @@ int64_t left_bytes(int64_t type, int64_t rows, int64_t columns) {
 }
 
 Share shrink_share(const Segment& segment, int64_t in) {
-  if (segment.many()) return {segment.tiles(), std::max<int64_t>(WIDE_COST * segment.rank * in, 1)};
+  if (segment.many) return {segment.tiles(), std::max<int64_t>(WIDE_COST * segment.rank * in, 1)};
   // Signs are widened at the price of floats.
   const int64_t bytes = (segment.type == ONE_BIT ? 4 : 1) * left_bytes(segment.type, SHRINK_UNIT, in);
   return {(segment.rank + SHRINK_UNIT - 1) / SHRINK_UNIT, std::max<int64_t>(bytes * segment.tiles(), 1)};
@@ -126,7 +126,7 @@ void shrink_units(const Segments& segments, int64_t i, const Input& x, int64_t f
   with_left(segment.type, [&](auto* factor_type) {
     using F = std::remove_pointer_t<decltype(factor_type)>;
     const Matrix<F> a(segment.left, segment.rank, x.in);
-    if (segment.many()) {
+    if (segment.many) {
       const Widened wide(a, segment.rank, 0, x.in);
       const Left<float> left{wide.matrix, x.in, segment.rank, segment.d, segment.rank, wide.matrix.values};
       return dot_tiles(segment, entries, x, left, segment.hidden, first, last);

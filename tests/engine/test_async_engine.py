@@ -42,8 +42,8 @@ async def test_memory_is_prepared_while_there_is_no_work_and_a_request_ends_that
         own.runner.prepare = endless  # type: ignore[method-assign]
         for name in "ab":
             assert tokens(await own.generate(name, PROMPT, SamplingParams(max_tokens=3))) == expected_tokens(PROMPT, 3)
-            assert await asyncio.to_thread(begun.wait, PATIENCE)
             begun.clear()
+            assert await asyncio.to_thread(begun.wait, PATIENCE)
 
 
 async def test_the_engine_sleeps_once_all_memory_is_prepared() -> None:

@@ -1,6 +1,8 @@
 """Building once, and living without: no case here compiles the real sources."""
 
+import ctypes
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -106,6 +108,31 @@ def test_two_processes_build_once(cache: Path, tiny_sources: Path) -> None:
     outputs = [process.communicate() for process in both]
     assert outputs[0][0] == outputs[1][0] != ""
     assert sum("Building CPU kernels" in errors for _, errors in outputs) == 1
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize(
+    ("header", "source"),
+    [
+        ("inline int two() { return 2; }", "int one() { return two() - 1; }"),  # which only the shared header has
+        ("this is no header", "int one() { return 1; }"),
+    ],
+    ids=["sound", "refused"],
+)
+def test_shared_headers_are_a_help_and_no_condition(cache: Path, tiny_sources: Path, header: str, source: str) -> None:
+    (tiny_sources / build.SHARED).write_text(header)
+    (tiny_sources / "one.cpp").write_text(f'extern "C" __attribute__((visibility("default"))) {source}')
+    assert ctypes.CDLL(str(build.library())).one() == 1
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_what_killed_builds_left_is_removed(cache: Path, tiny_sources: Path) -> None:
+    for name in ("build-old", "build-new"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "half.o").write_text("half")
+    os.utime(cache / "build-old", (1e9, 1e9))
+    build.library()
+    assert [folder.name for folder in cache.glob("build-*")] == ["build-new"]
 
 
 @pytest.mark.parametrize(
