@@ -69,7 +69,7 @@ class BlockPool:
             self._take(block)
             self._references[block] = 1
             self._forget(block)
-        self.reach = max(self.reach, *(block + 1 for block in blocks)) if blocks else self.reach
+        self.reach = max(self.reach, 1 + max(blocks, default=-1))
         return blocks
 
     def forgets(self, count: int) -> float:

@@ -134,6 +134,12 @@ def segments_of(*groups: Group) -> Segments:
     )
 
 
+def row_alone(groups: Sequence[Group], row: int) -> Segments:
+    """A step of this row by itself, under all that it takes in the step of these groups, in their order."""
+    found = [(group.slot, weight) for group in groups for other, weight in group.weighted() if other == row]
+    return segments_of(*(Group(slot, [0], [weight]) for slot, weight in found))
+
+
 def swapped(segments: Segments, first: int = 0, second: int = 1) -> Segments:
     """The same step with two adapters exchanged: the mutation every comparison must notice."""
     slot = segments.slot.clone()

@@ -8,7 +8,7 @@ import torch
 from kernels import dispatch_forms, reference_forms
 from kernels.segments import FormField, Segments
 from tests.kernels.form_support import Forms, dense, output_scale, pack, sparse, transform
-from tests.kernels.support import Group, close, segments_of, swapped
+from tests.kernels.support import Group, close, row_alone, segments_of, swapped
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -140,8 +140,8 @@ def test_bits_of_a_row_do_not_depend_on_batch_mates(op: str, factor: torch.dtype
     given = rows(op, 576, 431, dtype)
     whole = native(op, given, pool, forms, segments_of(*GROUPS))
     for row in range(ROWS):
-        alone = [Group(g.slot, [0], [weight]) for g in GROUPS for other, weight in g.weighted() if other == row]
-        one = native(op, tuple(tensor[row : row + 1] for tensor in given), pool, forms, segments_of(*alone))
+        alone = row_alone(GROUPS, row)
+        one = native(op, tuple(tensor[row : row + 1] for tensor in given), pool, forms, alone)
         assert torch.equal(one[0], whole[row]), row
 
 

@@ -6,7 +6,7 @@ import torch
 from kernels import dispatch, reference
 from kernels.segments import FACTOR_DTYPES, GateField, Segments
 from tests.kernels.gated import Gated, Spec, gated
-from tests.kernels.support import FACTORS, Group, close, segments_of, swapped
+from tests.kernels.support import FACTORS, Group, close, row_alone, segments_of, swapped
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -139,8 +139,8 @@ def test_bits_of_a_row_do_not_depend_on_batch_mates(dtype: torch.dtype, factor: 
     x, y = torch.randn(ROWS, 576).to(dtype), torch.randn(ROWS, 431).to(dtype)
     whole = run(world, x, y, segments_of(*GROUPS))
     for row in range(ROWS):
-        alone = [Group(g.slot, [0], [weight]) for g in GROUPS for other, weight in g.weighted() if other == row]
-        one = run(world, x[row : row + 1], y[row : row + 1], segments_of(*alone))
+        alone = row_alone(GROUPS, row)
+        one = run(world, x[row : row + 1], y[row : row + 1], alone)
         assert torch.equal(one[0], whole[row]), row
 
 

@@ -5,7 +5,7 @@ import torch
 
 from kernels import dispatch, reference
 from kernels.segments import Segments
-from tests.kernels.support import FACTORS, Group, close, lowrank_adapter, pack, segments_of, swapped
+from tests.kernels.support import FACTORS, Group, close, lowrank_adapter, pack, row_alone, segments_of, swapped
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -125,8 +125,8 @@ def test_bits_of_a_row_do_not_depend_on_batch_mates(dtype: torch.dtype, factor: 
     x, y = torch.randn(ROWS, 576).to(dtype), torch.randn(ROWS, 431).to(dtype)
     whole = dispatch.lowrank(y.clone(), x, pool, records, segments_of(*GROUPS))
     for row in range(ROWS):
-        alone = [Group(g.slot, [0], [weight]) for g in GROUPS for other, weight in g.weighted() if other == row]
-        one = dispatch.lowrank(y[row : row + 1].clone(), x[row : row + 1], pool, records, segments_of(*alone))
+        alone = row_alone(GROUPS, row)
+        one = dispatch.lowrank(y[row : row + 1].clone(), x[row : row + 1], pool, records, alone)
         assert torch.equal(one[0], whole[row]), row
 
 

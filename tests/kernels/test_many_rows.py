@@ -10,7 +10,7 @@ from kernels import dispatch, dispatch_forms, reference
 from kernels.segments import Segments
 from tests.kernels import form_support
 from tests.kernels.gated import Spec, gated
-from tests.kernels.support import FACTORS, Group, close, lowrank_adapter, pack, segments_of, swapped
+from tests.kernels.support import FACTORS, Group, close, lowrank_adapter, pack, row_alone, segments_of, swapped
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -26,10 +26,8 @@ GROUPS = [
 ROWS = 171
 
 
-def together_and_alone(y: torch.Tensor, x: torch.Tensor, row: int) -> tuple[torch.Tensor, torch.Tensor, Segments]:
-    """A row of a step by itself, with what it takes in the order of the step."""
-    alone = [Group(group.slot, [0], [weight]) for group in GROUPS for at, weight in group.weighted() if at == row]
-    return y[row : row + 1].clone(), x[row : row + 1], segments_of(*alone)
+def by_itself(y: torch.Tensor, x: torch.Tensor, row: int) -> tuple[torch.Tensor, torch.Tensor, Segments]:
+    return y[row : row + 1].clone(), x[row : row + 1], row_alone(GROUPS, row)
 
 
 @pytest.mark.parametrize("core", [False, True], ids=["lowrank", "core"])
@@ -55,7 +53,7 @@ def test_bits_of_a_row_are_those_of_the_row_alone(dtype: torch.dtype, factor: to
     x, y = torch.randn(ROWS, 575).to(dtype), torch.randn(ROWS, 431).to(dtype)
     whole = dispatch.lowrank(y.clone(), x, pool, records, segments_of(*GROUPS))
     for row in range(ROWS):
-        own_y, own_x, own = together_and_alone(y, x, row)
+        own_y, own_x, own = by_itself(y, x, row)
         assert torch.equal(dispatch.lowrank(own_y, own_x, pool, records, own)[0], whole[row]), row
 
 
@@ -65,7 +63,7 @@ def test_bits_of_a_gated_row_are_those_of_the_row_alone(factor: torch.dtype | st
     x, y = torch.randn(ROWS, 576), torch.randn(ROWS, 431)
     whole = dispatch.gated_lowrank(y.clone(), x, own.pool, own.records, own.gates, segments_of(*GROUPS))
     for row in range(ROWS):
-        own_y, own_x, segments = together_and_alone(y, x, row)
+        own_y, own_x, segments = by_itself(y, x, row)
         found = dispatch.gated_lowrank(own_y, own_x, own.pool, own.records, own.gates, segments)
         assert torch.equal(found[0], whole[row]), row
 
@@ -78,7 +76,7 @@ def test_bits_of_a_dense_delta_are_those_of_the_row_alone(factor: torch.dtype, o
     whole = dispatch_forms.dense_delta(y.clone(), x, pool, table, segments_of(*GROUPS))
     assert not torch.equal(whole, y)
     for row in range(0, ROWS, 3):
-        own_y, own_x, own = together_and_alone(y, x, row)
+        own_y, own_x, own = by_itself(y, x, row)
         assert torch.equal(dispatch_forms.dense_delta(own_y, own_x, pool, table, own)[0], whole[row]), row
 
 
