@@ -32,7 +32,7 @@ def summary(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
     """All of it, and by model. Times in milliseconds; rates count whole answers only."""
     models = sorted({each.model for each in outcomes})
     by_model = {model: _of([each for each in outcomes if each.model == model], seconds) for model in models}
-    return {"seconds": round(seconds, 3), **_of(outcomes, seconds), "models": by_model}
+    return {"seconds": round(seconds, 6), **_of(outcomes, seconds), "models": by_model}
 
 
 def _of(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
