@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from kernels.segments import Limits, Segments
@@ -29,14 +30,14 @@ class FixedSegments:
         if entries > self.capacity:
             raise ValueError(f"{entries} entries; {self.capacity} fit")
         host = torch.zeros(self._buffer.shape, dtype=torch.int32, pin_memory=self._buffer.is_cuda)
-        views = self._views(host)
-        views.start.fill_(entries)
-        used = segments.start.diff() > 0  # so that there are never more segments than entries
-        starts = torch.cat([segments.start[:-1][used], segments.start[-1:]])
-        views.slot[: len(starts) - 1] = segments.slot[used]
-        views.start[: len(starts)] = starts
-        views.token[:entries] = segments.token
-        views.weight[:entries] = segments.weight
+        slot, start, token, weight = host.numpy()
+        begins = segments.start.numpy()
+        used = np.flatnonzero(np.diff(begins))  # so that there are never more segments than entries
+        slot[: len(used)] = segments.slot.numpy()[used]
+        start[: len(used)] = begins[used]
+        start[len(used) :] = entries
+        token[:entries] = segments.token.numpy()
+        weight.view(np.float32)[:entries] = segments.weight.numpy()
         self._buffer.copy_(host, non_blocking=True)
         if self._chunks is not None:
             self._chunks.fill(segments)

@@ -47,7 +47,7 @@ class ChunkTable:
             )
         pinned = self._buffer.is_cuda  # torch keeps a pinned buffer until its copies are done
         host = torch.zeros(self._buffer.shape, dtype=torch.int32, pin_memory=pinned)
-        _write(_views(host, self._max_chunks), segments, table, order)
+        _write(host.numpy(), self._max_chunks, segments, table, order)
         self._buffer.copy_(host, non_blocking=True)
         return self.chunks
 
@@ -63,24 +63,27 @@ def layout(segments: Segments) -> tuple[np.ndarray, np.ndarray]:
     token = segments.token.numpy()
     segment = np.repeat(np.arange(len(segments)), np.diff(segments.start.numpy()))
     alone = np.bincount(token)[token] == 1 if len(token) else np.empty(0, dtype=bool)
-    groups = [(entries[:, None], 1) for entries in _runs(np.flatnonzero(alone), segment)]
-    groups += _compositions(np.flatnonzero(~alone), token, segments.slot.numpy()[segment])
-    table, order, first = [], [], 0
-    for members, layers in groups:
-        for start in range(0, len(members), ROWS):
-            piece = members[start : start + ROWS]
-            table.append((first, len(piece), layers))
-            order.append(piece.T.reshape(-1))
-            first += piece.size
-    entries = np.concatenate(order) if order else np.empty(0, dtype=np.int64)
-    return np.asarray(table, dtype=np.int64).reshape(-1, _COLUMNS), entries
+    entries = np.flatnonzero(alone)
+    tables, orders, first = [_runs(segment[entries])], [entries], len(entries)
+    if first < len(token):
+        for members, layers in _compositions(np.flatnonzero(~alone), token, segments.slot.numpy()[segment]):
+            for start in range(0, len(members), ROWS):
+                piece = members[start : start + ROWS]
+                tables.append(np.array([[first, len(piece), layers]]))
+                orders.append(piece.T.reshape(-1))
+                first += piece.size
+    return np.concatenate(tables), np.concatenate(orders)
 
 
-def _runs(entries: np.ndarray, segment: np.ndarray) -> list[np.ndarray]:
-    """Entries of one segment together."""
-    if not len(entries):
-        return []
-    return np.split(entries, np.flatnonzero(np.diff(segment[entries])) + 1)
+def _runs(segment: np.ndarray) -> np.ndarray:
+    """Chunks of rows that have one entry each: those of one segment together. segment: of each entry, ascending."""
+    in_segment = np.arange(len(segment)) - np.searchsorted(segment, segment)
+    first = np.flatnonzero(in_segment % ROWS == 0)
+    table = np.ones((len(first), _COLUMNS), dtype=np.int64)
+    table[:, 0] = first
+    table[:-1, 1], table[-1:, 1] = first[1:], len(segment)
+    table[:, 1] -= first
+    return table
 
 
 def _compositions(entries: np.ndarray, token: np.ndarray, slot: np.ndarray) -> list[tuple[np.ndarray, int]]:
@@ -100,11 +103,11 @@ def _views(buffer: torch.Tensor, chunks: int) -> Chunks:
     return Chunks(table.view(chunks, _COLUMNS), slot, token, weight.view(torch.float32))
 
 
-def _write(target: Chunks, segments: Segments, table: np.ndarray, order: np.ndarray) -> None:
-    target.slot.fill_(-1)
-    lengths = segments.start.diff()
-    picked = torch.from_numpy(order)
-    target.table[: len(table)] = torch.from_numpy(table)
-    target.slot[: len(order)] = segments.slot.repeat_interleave(lengths)[picked]
-    target.token[: len(order)] = segments.token[picked]
-    target.weight[: len(order)] = segments.weight[picked]
+def _write(buffer: np.ndarray, chunks: int, segments: Segments, table: np.ndarray, order: np.ndarray) -> None:
+    """buffer: zeros in host memory, laid out as `_views` reads it."""
+    slot, token, weight = buffer[chunks * _COLUMNS :].reshape(3, -1)
+    buffer[: table.size] = table.reshape(-1)
+    slot[: len(order)] = np.repeat(segments.slot.numpy(), np.diff(segments.start.numpy()))[order]
+    slot[len(order) :] = -1
+    token[: len(order)] = segments.token.numpy()[order]
+    weight.view(np.float32)[: len(order)] = segments.weight.numpy()[order]

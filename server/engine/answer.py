@@ -22,6 +22,7 @@ class Answer:
     ) -> None:
         params = sequence.request.sampling
         self.sequence = sequence
+        self._prompt = sequence.prompt  # a copy of all of it, which each step would make anew
         self._params = params
         self._text = text
         self._seed = seed
@@ -37,7 +38,7 @@ class Answer:
         return SampleRow(
             params,
             self._seed,
-            sequence.prompt,
+            self._prompt,
             sequence.output,
             banned=(*self._eos_ids, *params.stop_token_ids) if early else (),
             mask=self._grammar.mask() if self._grammar else None,
@@ -72,7 +73,7 @@ class Answer:
         known = sequence.prompt_logprobs
         positions = range(sequence.num_virtual + 1, sequence.num_prompt) if sequence.wants_prompt_logprobs else ()
         return PromptOutput(
-            token_ids=tuple(sequence.prompt),
+            token_ids=tuple(self._prompt),
             cached_tokens=max(0, sequence.num_cached - sequence.num_virtual),
             logprobs=(None, *(known[p][0] for p in positions)) if sequence.wants_prompt_logprobs else (),
             top=((), *(known[p][1] for p in positions)) if sequence.wants_prompt_logprobs else (),
@@ -85,13 +86,14 @@ class Answer:
         if token in self._params.stop_token_ids:
             return FinishReason.STOP, token, self._watch.push(self._text.flush()) + self._watch.flush()
         text = self._text.push(token)
-        if self.sequence.num_output >= self._params.min_tokens:  # stop strings before that are text like any other
+        count = self.sequence.num_output
+        if count >= self._params.min_tokens:  # stop strings before that are text like any other
             text = self._watch.push(text)
         if (matched := self._watch.matched) is not None:
             return FinishReason.STOP, matched, text
         if self._grammar:
             self._grammar.advance(token)
-        full = self.sequence.num_output >= self.sequence.max_tokens
+        full = count >= self.sequence.max_tokens
         if full or (self._grammar and self._grammar.stopped):
             text += self._watch.push(self._text.flush()) + self._watch.flush()
             if (matched := self._watch.matched) is not None:

@@ -125,7 +125,7 @@ def _decode_graphs(base: BaseModel, context: StepContext, limits: EngineLimits) 
     assert context.cache is not None
     width = -(-_max_context(base, limits, context.cache.num_pages) // BLOCK_SIZE)
     rows = min(limits.max_running, limits.max_batch_tokens)
-    return DecodeGraphs(base, context, rows, DecodeShape(width, BLOCK_SIZE, limits.max_rank), CudaCapture())
+    return DecodeGraphs(base, context, rows, DecodeShape(width, BLOCK_SIZE, limits.max_rank), CudaCapture)
 
 
 def _kv_cache(base: BaseModel, dtype: torch.dtype, pages: int, buffer: torch.Tensor) -> KVCache:

@@ -31,7 +31,7 @@ class DirectCopier:
 
 
 class SideStreamCopier:
-    """Copies from pinned memory on a stream of its own, while the model's stream computes. Not run on a GPU yet."""
+    """Copies from pinned memory on a stream of its own, while the model's stream computes."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

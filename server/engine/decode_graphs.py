@@ -1,9 +1,9 @@
 """Decode steps as captured CUDA graphs: one for each padded number of rows, without adapters and with them.
 
-Adapters come and go without a new capture, unless one is of a new kind (`AdapterTable.kinds`): kernels read their
-records and factors at addresses that stay, and the graph with adapters launches them for every module, where one
-without a part in the step returns at once. Not run on a GPU yet; what a graph computes is compared with the eager step
-once, right after its capture.
+Adapters come and go without a new capture, unless one is of a new kind (`AdapterTable.kinds`) or on a module that none
+was on before: kernels read their records and factors at addresses that stay, and the graph with adapters launches them
+for every module that is known to have some, where one without a part in the step returns at once. What a graph computes
+is compared with the eager step once, right after its capture.
 """
 
 import logging
@@ -18,6 +18,7 @@ from server.model.prepare import forward
 from server.model.step_context import StepContext
 
 Compute = Callable[[], torch.Tensor]
+Capture = Callable[[Compute], Compute]
 TOLERANCE = 0.01  # norm of a graph's logits against the eager ones: the base products may take another kernel
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,10 @@ def sizes(most: int) -> tuple[int, ...]:
 
 
 class CudaCapture:
-    """Makes a graph of what a function launches; the graphs share their memory, for one runs at a time."""
+    """Makes a graph of what a function launches; the graphs share their memory, for one runs at a time.
+
+    That memory is gone with the last of them: after it, a capture needs a new one of these.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -57,14 +61,17 @@ class DecodeGraphs:
         context: StepContext,
         max_rows: int,
         shape: DecodeShape,
-        capture: Callable[[Compute], Compute],
+        captures: Callable[[], Capture],
     ) -> None:
         self._base = base
         self._context = context
         self._sizes = sizes(max_rows)
         self._shape = shape
-        self._capture = capture
-        self._kinds: Limits | None = None  # those that the graphs were captured for
+        self._captures = captures  # gives what captures, for graphs that are dropped together
+        self._capture = captures()
+        # What the graphs were captured for: kinds of adapters, and the modules that these may be on.
+        self._kinds: Limits | None = None
+        self._modules: frozenset[int] = frozenset()
         self._inputs: dict[int, DecodeInputs] = {}
         self._replays: dict[tuple[int, bool], Compute | None] = {}  # None: has run once, not captured yet
         self._usable = True
@@ -75,14 +82,16 @@ class DecodeGraphs:
         slots: the distinct adapter slots of the step.
         """
         size = self.size(len(step.tokens), step.entries)
-        assert self._context.table is not None
-        if not self._usable or size is None or self._context.table.special(slots):
+        table = self._context.table
+        assert table is not None
+        if not self._usable or size is None or table.special(slots):
             return None  # more than low-rank deltas is rare, and would be a kind of graph of its own
-        kinds = self._context.table.kinds(self._shape.rank)
-        if kinds != self._kinds:
+        kinds = table.kinds(self._shape.rank)
+        if (kinds, table.known) != (self._kinds, self._modules):
             self._inputs.clear()
             self._replays.clear()
-            self._kinds = kinds
+            self._capture = self._captures()
+            self._kinds, self._modules = kinds, table.known
         if size not in self._inputs:
             self._inputs[size] = DecodeInputs(size, self._shape, kinds, self._base.device)
         self._inputs[size].fill(step)
@@ -124,6 +133,6 @@ class DecodeGraphs:
         segments = inputs.segments if with_adapters else None
         context.begin(inputs.attention, segments, segments)  # every row keeps its logits, so the head's are the same
         if with_adapters:
-            context.active = frozenset(context.module_index.values())
+            context.active = self._modules
         context.compiled_step = None
         return forward(self._base, context, inputs.tokens, inputs.positions, inputs.logit_rows)

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
+import numpy as np
 import torch
 
 from kernels import dispatch
@@ -46,36 +48,59 @@ class DecodeInputs:
     def __init__(self, size: int, shape: DecodeShape, kinds: Limits, device: torch.device) -> None:
         self.size = size
         self._block_size = shape.block_size
-        self._rows = torch.zeros(3, size, dtype=torch.int64, device=device)
-        self._requests = torch.zeros(2, -(-(size + 1) // 4) * 4, dtype=torch.int32, device=device)  # aligned
+        self._buffer = torch.zeros(_aligned(size + 1) + 3 * size, dtype=torch.int64, device=device)
         self._table = torch.zeros(size, shape.width, dtype=torch.int32, device=device)
+        self._pages = np.zeros((size, shape.width), dtype=np.int32)  # what the table holds, as are the lists below
+        self._block_tables: list[Sequence[int]] = [[]] * size
         self._segments = dispatch.fixed(size, device, kinds)
-        self.tokens, self.positions, slots = self._rows
-        self.attention = AttentionMetadata(self._requests[0, : size + 1], self._requests[1, :size], self._table, slots)
+        requests, (self.tokens, self.positions, slots) = self._views(self._buffer)
+        self.attention = AttentionMetadata(requests[0, : size + 1], requests[1, :size], self._table, slots)
         self.segments = self._segments.segments
         self.logit_rows = torch.arange(size, device=device)
 
     def fill(self, step: DecodeStep) -> None:
         """Lay out a step that fits, in copies that do not wait for the device."""
-        count, pinned = len(step.tokens), self._rows.is_cuda
-        rows = torch.zeros(self._rows.shape, dtype=torch.int64, pin_memory=pinned)
-        rows[0, :count], rows[1, :count] = torch.tensor(step.tokens), torch.tensor(step.positions)
-        pages = [
-            table[position // self._block_size]
+        count = len(step.tokens)
+        host = torch.zeros(self._buffer.shape, dtype=torch.int64, pin_memory=self._buffer.is_cuda)
+        requests, (tokens, positions, slots) = (view.numpy() for view in self._views(host))
+        tokens[:count], positions[:count] = step.tokens, step.positions
+        slots[:count] = [
+            table[position // self._block_size] * self._block_size + position % self._block_size
             for table, position in zip(step.block_tables, step.positions, strict=True)
         ]
-        rows[2, count:] = NOWHERE
-        rows[2, :count] = torch.tensor(pages) * self._block_size + rows[1, :count] % self._block_size
-        requests = torch.zeros(self._requests.shape, dtype=torch.int32, pin_memory=pinned)
-        requests[0] = torch.arange(requests.shape[1]).clamp(max=count)
-        requests[1, :count] = rows[1, :count] + 1
-        # What stands behind a request's last page is never read, so an earlier step's may stay there.
-        width = max(len(table) for table in step.block_tables)
-        table = torch.zeros(count, width, dtype=torch.int32, pin_memory=pinned)
-        for row, blocks in zip(table, step.block_tables, strict=True):
-            row[: len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
-        self._rows.copy_(rows, non_blocking=True)
-        self._requests.copy_(requests, non_blocking=True)
-        self._table[:count, :width].copy_(table, non_blocking=True)
+        slots[count:] = NOWHERE
+        requests[0] = np.minimum(np.arange(requests.shape[1]), count)
+        requests[1, :count] = positions[:count] + 1
+        self._buffer.copy_(host, non_blocking=True)
+        self._fill_table(step.block_tables)
         if step.segments is not None:
             self._segments.fill(step.segments)
+
+    def _fill_table(self, block_tables: Sequence[Sequence[int]]) -> None:
+        """Lay out what is not there from an earlier step: a request's pages change once in `block_size` steps.
+
+        What stands behind a request's last page is never read, so an earlier step's may stay there.
+        """
+        changed = [row for row, blocks in enumerate(block_tables) if blocks != self._block_tables[row]]
+        if not changed:
+            return
+        count, width = len(block_tables), max(len(blocks) for blocks in block_tables)
+        lengths = np.array([len(block_tables[row]) for row in changed])
+        pages = np.zeros((len(changed), width), dtype=np.int32)
+        flat = chain.from_iterable(block_tables[row] for row in changed)
+        pages[np.arange(width) < lengths[:, None]] = np.fromiter(flat, dtype=np.int32, count=lengths.sum())
+        self._pages[changed, :width] = pages
+        host = torch.empty(count, width, dtype=torch.int32, pin_memory=self._table.is_cuda)
+        host.numpy()[:] = self._pages[:count, :width]
+        self._table[:count, :width].copy_(host, non_blocking=True)
+        for row in changed:
+            self._block_tables[row] = list(block_tables[row])  # the scheduler's own grows
+
+    def _views(self, buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each request query start and length, int32; of each row token, position and slot."""
+        requests, rows = torch.split(buffer, [_aligned(self.size + 1), 3 * self.size])
+        return requests.view(torch.int32).view(2, -1), rows.view(3, -1)
+
+
+def _aligned(count: int) -> int:
+    return -(-count // 4) * 4

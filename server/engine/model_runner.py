@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,7 @@ from server.model.step_context import AttentionMetadata, StepContext
 from server.model.virtual_tokens import VirtualRows
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
+class _Rows(NamedTuple):  # made for every row of every step: a frozen dataclass takes twice the time
     """Flat rows of one entry: its first token row, and the part of the kept logits that is its own."""
 
     entry: ScheduledSequence
@@ -143,21 +142,27 @@ class ModelRunner:
         An adapter that is merged into the base is alone and has none.
         """
         groups: dict[str, list[tuple[range, float]]] = {}
-        for entry, own in rows:
-            for activation in entry.sequence.activations if self.merged.digest is None else ():
-                acting = own[max(0, len(own) - max(0, entry.start + entry.count - activation.start)) :]
-                if acting:
+        for entry, own in rows if self.merged.digest is None else ():
+            end = entry.start + entry.count
+            for activation in entry.sequence.activations:
+                before = len(own) - max(0, end - activation.start)
+                if acting := own[before:] if before > 0 else own:
                     adapter = activation.adapter
                     groups.setdefault(adapter.digest, []).append((acting, adapter.weight))
         if not groups:
             return None
-        members = [groups[digest] for digest in sorted(groups)]
-        counts = [sum(len(own) for own, _ in group) for group in members]
+        slots, starts, tokens, weights = list[int](), [0], list[int](), list[float]()
+        for digest in sorted(groups):
+            slots.append(self._adapters.slot(digest))
+            for acting, weight in groups[digest]:
+                tokens += acting
+                weights += [weight] * len(acting)
+            starts.append(len(tokens))
         return Segments(
-            slot=torch.tensor([self._adapters.slot(digest) for digest in sorted(groups)], dtype=torch.int32),
-            start=torch.as_tensor(np.cumsum([0, *counts]), dtype=torch.int32),
-            token=torch.tensor([row for group in members for own, _ in group for row in own], dtype=torch.int32),
-            weight=torch.tensor([w for group in members for own, w in group for _ in own], dtype=torch.float32),
+            slot=torch.from_numpy(np.array(slots, dtype=np.int32)),  # half the time of `torch.tensor`
+            start=torch.from_numpy(np.array(starts, dtype=np.int32)),
+            token=torch.from_numpy(np.array(tokens, dtype=np.int32)),
+            weight=torch.from_numpy(np.array(weights, dtype=np.float32)),
         )
 
     def _virtual(self, rows: list[_Rows]) -> list[VirtualRows]:
@@ -197,7 +202,7 @@ def _layout(batch: ScheduledBatch) -> list[_Rows]:
 
 def _kept(entry: ScheduledSequence) -> range:
     """Rows of an entry (from its own first) whose logits are needed: the last one, or all of the prompt's."""
-    if entry.sequence.wants_prompt_logits and entry.start < entry.sequence.num_prompt:
+    if entry.start < entry.sequence.num_prompt and entry.sequence.wants_prompt_logits:
         return range(entry.count)
     return range(entry.count - 1, entry.count) if entry.samples else range(0)
 

@@ -8,6 +8,7 @@ import torch
 from server.engine.request import Candidate, SamplingParams
 
 SMALLEST = 1e-6  # least divisor of logits: far smaller ones overflow float32, and this one is greedy already
+_INVALID = -1  # in the place of a token: NaN logits
 
 
 @dataclass(slots=True)
@@ -41,14 +42,17 @@ def sample(logits: torch.Tensor, rows: list[SampleRow]) -> list[Sampled]:
     The order is that of transformers' generation: penalties, bias and masks, temperature, top-k, top-p, min-p, typical.
     """
     largest, likeliest = logits.max(dim=-1)  # NaN counts as largest
-    finite, greedy = largest.isfinite().tolist(), likeliest.tolist()
+    greedy = likeliest.where(largest.isfinite(), _INVALID).tolist()  # one copy: each waits for the device
     results = []
-    for index, row in enumerate(rows):
-        if not finite[index]:
+    for index, (token, row) in enumerate(zip(greedy, rows, strict=True)):
+        plain = is_plain(row)
+        if token == _INVALID:
             results.append(Sampled(None))
-            continue
-        token = greedy[index] if is_plain(row) else _choose(logits[index], row)
-        results.append(_with_logprobs(logits[index], token, row.params.logprobs))
+        elif plain and row.params.logprobs is None:  # before its logits are taken, which costs more than all of this
+            results.append(Sampled(token))
+        else:
+            own = logits[index]
+            results.append(_with_logprobs(own, token if plain else _choose(own, row), row.params.logprobs))
     return results
 
 

@@ -7,7 +7,7 @@ from transformers import AttentionInterface
 
 from kernels import dispatch
 from server.model.errors import ModelLoadError
-from server.model.step_context import StepContext
+from server.model.step_context import AttentionCall, StepContext
 
 NAME = "polyrank"
 
@@ -42,7 +42,8 @@ def polyrank_attention(
     context: StepContext = module.step_context
     layer: int = module.layer_idx
     if context.observed is not None:
-        _observe(context, module, layer, (query, key, value), attention_mask, sliding_window, kwargs)
+        call = AttentionCall(scaling, sliding_window, softcap)
+        _observe(context, module, layer, (query, key, value), attention_mask, call, kwargs)
     cache, metadata = context.cache, context.attention
     if cache is None or metadata is None:
         raise RuntimeError("attention ran before the model runner set the KV cache and the step")
@@ -74,7 +75,7 @@ def _observe(
     layer: int,
     states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     mask: torch.Tensor | None,
-    window: int | None,
+    call: AttentionCall,
     kwargs: dict[str, Any],
 ) -> None:
     """Refuse, while the model is verified, what the kernel cannot do exactly."""
@@ -95,4 +96,4 @@ def _observe(
         )
     if context.observed is None or layer in context.observed:
         raise ModelLoadError(f"{name} of layer {layer} runs more than once in a step, which is not supported.")
-    context.observed[layer] = window
+    context.observed[layer] = call

@@ -24,7 +24,7 @@ from server.model.decoder_layers import decoder_layers
 from server.model.errors import CompileError
 from server.model.layer_groups import group_products
 from server.model.layer_trace import LayerCall, Traced, token_axes, trace
-from server.model.step_context import StepContext
+from server.model.step_context import AttentionCall, StepContext
 
 MOST_KINDS = 4  # kinds of layers, each of which is compiled twice
 _NOT_BEHAVIOUR = {"layer_idx", "index", "training"}  # what tells a layer's place, or is known to be the same
@@ -32,11 +32,11 @@ _NOT_BEHAVIOUR = {"layer_idx", "index", "training"}  # what tells a layer's plac
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What a layer was called with in steps of unlike sizes, and the window its attention had."""
+    """What a layer was called with in steps of unlike sizes, and its attention."""
 
     short: LayerCall
     long: LayerCall
-    window: int | None
+    attention: AttentionCall | None
 
 
 @torch.inference_mode()
@@ -93,7 +93,7 @@ def _watch(layers: Sequence[nn.Module], probe: Probe) -> list[_Seen]:
     probe.context.observed = {}
     try:
         probe.logits(SHORT, with_adapters=False)
-        windows, probe.context.observed = probe.context.observed, None
+        attention, probe.context.observed = probe.context.observed, None
         probe.logits(LONG, with_adapters=False)
     finally:
         probe.context.observed = None
@@ -101,7 +101,7 @@ def _watch(layers: Sequence[nn.Module], probe: Probe) -> list[_Seen]:
             hook.remove()
     if not all(len(own) == 2 for own in calls):
         raise CompileError("a layer does not run once in each step")
-    return [_Seen(short, long, windows.get(index)) for index, (short, long) in enumerate(calls)]
+    return [_Seen(short, long, attention.get(index)) for index, (short, long) in enumerate(calls)]
 
 
 def _kind(layer: nn.Module, seen: _Seen) -> Any:
@@ -116,7 +116,7 @@ def _kind(layer: nn.Module, seen: _Seen) -> Any:
     tensors = [(name, tensor.shape, tensor.stride(), tensor.dtype) for name, tensor in named_tensors(layer).items()]
     arguments = [(path, tensor.dtype) for path, tensor in seen.short.tensors().items()]
     constants = [(path, repr(value)) for path, value in seen.short.constants().items()]
-    return (tuple(modules), tuple(tensors), tuple(arguments), tuple(constants), seen.window)
+    return (tuple(modules), tuple(tensors), tuple(arguments), tuple(constants), seen.attention)
 
 
 def _tells(key: str, value: object) -> bool:

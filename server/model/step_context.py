@@ -27,6 +27,18 @@ class AttentionMetadata:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """What a layer's attention is asked for in every step: factor of the scores, and a window and a bound of them.
+
+    None as in `server.model.attention.polyrank_attention`.
+    """
+
+    scaling: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CompiledStep:
     """What a step hands to the compiled code of every layer (`StepContext.tensors`)."""
 
@@ -71,6 +83,7 @@ class AdapterTable:
         self._special: list[dict[int, Special]] = [{} for _ in range(slots)]
         self._contexts: dict[int, ContextPlace] = {}
         self._factors, self._cores = 0, False  # of every record that was ever written
+        self.known: frozenset[int] = frozenset()  # modules that any adapter so far had a low-rank delta or a bias for
 
     def kinds(self, width: int) -> Limits:
         """What the adapters that have been here so far are, `width` their highest rank.
@@ -134,6 +147,8 @@ class AdapterTable:
     def _note(self, slot: int, module_index: int, record: Sequence[int]) -> None:
         if record[Field.RANK] > 0 or record[Field.BIAS] >= 0:
             self._touched[slot].add(module_index)
+            if module_index not in self.known:
+                self.known |= {module_index}
         if record[Field.RANK] > 0 or record[Field.WEIGHT] >= 0:
             self._factors |= 1 << record[Field.DTYPE]
         self._cores = self._cores or record[Field.CORE] >= 0
@@ -185,7 +200,7 @@ class StepContext:
     )
     compiled_step: CompiledStep | None = None  # None: the step runs eagerly
 
-    observed: dict[int, int | None] | None = None  # while verifying: window of each layer seen (`server.model.verify`)
+    observed: dict[int, AttentionCall] | None = None  # while verifying: each layer seen (`server.model.verify`)
 
     def __post_init__(self) -> None:
         self.module_index = {name: index for index, name in enumerate(self.module_names)}

@@ -10,7 +10,7 @@ from server.model.adapter_linear import AdapterEmbedding, AdapterLinear
 from server.model.base import BaseModel
 from server.model.errors import ModelLoadError
 from server.model.kv_cache import KVCache
-from server.model.step_context import AttentionMetadata, StepContext
+from server.model.step_context import AttentionCall, AttentionMetadata, StepContext
 
 Forward = Callable[[BaseModel, StepContext, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 _TOKENS = 8
@@ -44,15 +44,17 @@ def verify(
     *,
     rounded: str = "",
     cached: torch.dtype | None = None,
-) -> None:
+) -> dict[int, AttentionCall]:
     """Run the probe in two steps over scattered pages; raise `ModelLoadError` unless the logits are `expected`.
+
+    Returns what the attention of each layer was asked for.
 
     rounded: the option that lets them be roughly so; cached: type of the KV cache, by default the model's.
     """
     pages = torch.tensor([[2, 0]], dtype=torch.int32, device=base.device)
     shape = (base.num_layers, base.num_kv_heads, base.head_dim)
     context.cache = KVCache(3, *shape, dtype=cached or base.dtype, device=base.device, page_size=_PAGE)
-    parts = []
+    parts, attention = [], dict[int, AttentionCall]()
     hooks = [
         module.register_forward_pre_hook(_check_rows(base, context))
         for module in base.model.modules()
@@ -60,9 +62,9 @@ def verify(
     ]
     try:
         for first, last in ((0, _FIRST), (_FIRST, _TOKENS)):
-            context.observed = {}
+            context.observed = attention = {}
             parts.append(_step(base, context, pages, first, last, forward))
-            _check_layers(base, context.observed)
+            _check_layers(base, attention)
     except _FAILURES as error:
         raise ModelLoadError(f"{base.architecture} does not run with paged attention: {error}") from error
     finally:
@@ -76,12 +78,13 @@ def verify(
                 f"{base.architecture} does not bear {rounded} (relative difference of its logits {difference:.2g}, at "
                 f"most {_ROUNDED_TOLERANCE:g} is accepted). Serve it without."
             )
-        return
+        return attention
     if not difference <= _TOLERANCE.get(base.dtype, _LOW_PRECISION_TOLERANCE):  # NaN fails too
         raise ModelLoadError(
             f"{base.architecture} gives other logits with paged attention (relative difference {difference:.2g}): "
             "its attention has a feature that is not supported."
         )
+    return attention
 
 
 def _step(
@@ -111,13 +114,13 @@ def _check_rows(base: BaseModel, context: StepContext) -> Callable[[nn.Module, t
     return hook
 
 
-def _check_layers(base: BaseModel, windows: dict[int, int | None]) -> None:
-    if sorted(windows) != list(range(base.num_layers)):
-        raise ModelLoadError(f"{base.architecture} runs paged attention in layers {sorted(windows)} only.")
+def _check_layers(base: BaseModel, attention: dict[int, AttentionCall]) -> None:
+    if sorted(attention) != list(range(base.num_layers)):
+        raise ModelLoadError(f"{base.architecture} runs paged attention in layers {sorted(attention)} only.")
     config: Any = base.model.config.get_text_config(decoder=True)
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * base.num_layers
     for layer, kind in enumerate(kinds):
-        if (kind == "sliding_attention") and windows[layer] is None:
+        if (kind == "sliding_attention") and attention[layer].window is None:
             raise ModelLoadError(f"{base.architecture} does not tell the window of layer {layer}.")
 
 

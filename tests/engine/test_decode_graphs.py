@@ -91,8 +91,20 @@ class Captures:
 
     made: int = 0
     replayed: int = 0
+    memories: int = 0
     spoil: float = 0.0
     fail: Exception | None = None
+
+    def afresh(self) -> Callable[[Compute], Compute]:
+        """As on a GPU, where dropped graphs take their common memory with them."""
+        self.memories += 1
+        mine = self.memories
+
+        def capture(compute: Compute) -> Compute:
+            assert mine == self.memories, "captured into the memory of graphs that are gone"
+            return self(compute)
+
+        return capture
 
     def __call__(self, compute: Compute) -> Compute:
         self.made += 1
@@ -130,7 +142,7 @@ def bench(captures: Captures, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench
     assert context.cache is not None
     context.cache.buffer.fill_(torch.nan)
     monkeypatch.setattr(dispatch, "attend", attend)
-    core._runner._graphs = DecodeGraphs(base, context, LIMITS.max_running, SHAPE, captures)
+    core._runner._graphs = DecodeGraphs(base, context, LIMITS.max_running, SHAPE, lambda: captures.afresh())
     yield Bench(core, Tokenizer(base.tokenizer), arrived)
     core.close()
 
@@ -191,6 +203,31 @@ def test_graphs_are_captured_anew_when_an_adapter_of_a_new_kind_comes(bench: Ben
         bench.run()
         assert_likely(bench, f"after {slot}", prompt(6, 3), [("one", 1.0)])
         assert captures.made == 2
+    assert captures.memories == 1 + 2, "one for the engine, one for each set of kinds that had a step"
+
+
+def test_graphs_are_captured_anew_when_an_adapter_comes_on_a_module_that_had_none(
+    bench: Bench, captures: Captures
+) -> None:
+    context = bench.core._runner._context
+    table, head = context.table, context.module_index["lm_head"]
+    assert table is not None
+    assert table.known == frozenset()
+    bench.add("all but the head", prompt(6, 3), adapters=[("one", 1.0)], max_tokens=8)
+    bench.run()
+    assert len(table.known) > 20
+    assert head not in table.known
+    assert captures.made == 1
+    record = [-1] * RECORD_FIELDS
+    record[Field.RANK], record[Field.DTYPE] = 2, 0
+    for slot in (40, 41):
+        table.write(slot, {head: record})
+        table.clear(slot)
+        assert head in table.known
+        bench.add(f"after {slot}", prompt(6, 3), adapters=[("one", 1.0)], max_tokens=8)
+        bench.run()
+        assert_likely(bench, f"after {slot}", prompt(6, 3), [("one", 1.0)])
+        assert captures.made == 2
 
 
 @pytest.mark.parametrize(
@@ -225,7 +262,7 @@ def test_a_step_takes_the_smallest_size_that_holds_its_rows_and_its_entries(benc
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_captured_steps_on_a_gpu_answer_as_transformers_does() -> None:
+def test_captured_steps_on_a_gpu_answer_as_transformers_does(caplog: pytest.LogCaptureFixture) -> None:
     base = describe(copy.deepcopy(tiny_model("qwen2")).cuda(), tiny_tokenizer(), "tiny/qwen2")
     arrived = threading.Semaphore(0)
     core = build_core(base, LIMITS, adapter, arrived.release)
@@ -238,7 +275,7 @@ def test_captured_steps_on_a_gpu_answer_as_transformers_does() -> None:
                 assert_likely(bench, f"{name}{index}", prompt(5 + 7 * index, index), mix)
     finally:
         core.close()
-    assert graphs(bench)._usable
+    assert graphs(bench)._usable, [record.__dict__.get("reason") for record in caplog.records]
     assert any(replay is not None for replay in graphs(bench)._replays.values())
 
 

@@ -1,12 +1,13 @@
 """The chunk table: every entry once, rows of one list of adapters together, nothing beyond the capacity."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.segments import Chunks, Segments
-from kernels.triton.chunks import ROWS, ChunkTable, chunks_of
+from kernels.triton.chunks import ROWS, ChunkTable, chunks_of, layout
 from tests.kernels.support import Group, segments_of
 from tests.kernels.triton.support import GROUPS
 
@@ -54,7 +55,36 @@ def test_rows_of_one_composition_share_a_chunk() -> None:
     assert chunks.slot.tolist() == [0] * 4 + [1] * 4 + [0, 1, 2]
 
 
+def laid_out_one_by_one(segments: Segments) -> tuple[list[list[int]], list[int]]:
+    """What `layout` gives, chunk by chunk: runs of a segment's lone rows first, then each list of adapters."""
+    lengths = segments.start.diff().tolist()
+    segment = [index for index, length in enumerate(lengths) for _ in range(length)]
+    entries: dict[int, list[int]] = {}
+    for entry, token in enumerate(segments.token.tolist()):
+        entries.setdefault(token, []).append(entry)
+    groups: dict[tuple[object, ...], list[list[int]]] = {}
+    for own in sorted((own for own in entries.values() if len(own) == 1), key=lambda own: own[0]):
+        groups.setdefault(("alone", segment[own[0]]), []).append(own)
+    for own in entries.values():
+        if len(own) > 1:
+            groups.setdefault(tuple(int(segments.slot[segment[entry]]) for entry in own), []).append(own)
+    table, order = [], list[int]()
+    for members in groups.values():
+        for start in range(0, len(members), ROWS):
+            piece = members[start : start + ROWS]
+            table.append([len(order), len(piece), len(piece[0])])
+            order += [own[layer] for layer in range(len(piece[0])) for own in piece]
+    return table, order
+
+
 GROUP = st.builds(Group, st.integers(0, 4), st.lists(st.integers(0, 40), max_size=30), st.just(()))
+LONE = st.tuples(st.integers(0, 4), st.integers(0, 50))
+
+
+def apart(counts: list[tuple[int, int]]) -> list[Group]:
+    """Groups of so many rows for so many slots, no row in two of them."""
+    ends = np.cumsum([count for _, count in counts]).tolist()
+    return [Group(slot, range(end - count, end)) for (slot, count), end in zip(counts, ends, strict=True)]
 
 
 @settings(deadline=None)
@@ -63,6 +93,16 @@ def test_any_step_is_covered(groups: list[Group]) -> None:
     segments = segments_of(*groups)
     chunks = chunks_of(segments, "cpu")
     assert contributions(chunks) == expected(segments)
+
+
+@settings(deadline=None)
+@given(st.one_of(st.lists(GROUP, max_size=6), st.lists(LONE, max_size=6).map(apart)))
+def test_chunks_and_entries_stand_in_a_fixed_order(groups: list[Group]) -> None:
+    segments = segments_of(*groups)
+    table, order = layout(segments)
+    assert (table.tolist(), order.tolist()) == laid_out_one_by_one(segments)
+    assert {table.dtype, order.dtype} == {np.dtype(np.int64)}
+    assert table.shape == (len(table), 3)
 
 
 def test_a_table_is_filled_again_at_the_same_address() -> None:
