@@ -5,7 +5,7 @@ checked by `kernels.checks`. Either way a mistake is a ValueError that names the
 On a GPU only shapes and types are checked: looking at a step's numbers would wait for the device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 import torch
@@ -118,6 +118,35 @@ def lowrank_group(
     for y, records in zip(ys, records_list, strict=True):
         checks.product(y, x, pool, records, None)
     gpu.lowrank_group(ys, x, pool, records_list, segments.chunks)
+
+
+def lowrank_around(
+    product: Callable[[], Sequence[torch.Tensor]],
+    outer: int,
+    x: torch.Tensor,
+    pool: torch.Tensor,
+    records_list: Sequence[torch.Tensor],
+    segments: Segments,
+) -> Sequence[torch.Tensor]:
+    """The outputs of `product`, which reads x, with `lowrank_group` done: on a GPU `A x` is computed beside it.
+
+    What the adapters need of x waits for memory, not for the processors, so beside a product it costs next to nothing.
+    outer: outputs of the widest module.
+    """
+    chunks = segments.chunks
+    if chunks is not None and _on_gpu(x, x):
+        from kernels.triton import lowrank as gpu
+
+        if gpu.beside(x, outer, chunks):
+            begun = gpu.shrink_beside(x, pool, records_list, chunks)
+            ys = product()
+            for y, records in zip(ys, records_list, strict=True):
+                checks.product(y, x, pool, records, None)
+            gpu.expand_after(begun, ys, pool, records_list, chunks)
+            return ys
+    ys = product()
+    lowrank_group(ys, x, pool, records_list, segments)
+    return ys
 
 
 def gated_lowrank(

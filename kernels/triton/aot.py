@@ -37,7 +37,7 @@ POINTERS = {
     "h": "*fp32", "scores": "*fp32", "weights": "*fp32", "pool": "*u8", "ids": "*i64", "gates": "*i64",
     "records": "*i64", "records0": "*i64", "records1": "*i64", "records2": "*i64",
     "table": "*i32", "slots": "*i32", "tokens": "*i32", "state": "*fp32", "sums": "*fp32", "query_start": "*i32",
-    "kv_length": "*i32", "block_table": "*i32", "scale": "fp32", "softcap": "fp32",
+    "kv_length": "*i32", "block_table": "*i32", "scale": "fp32", "softcap": "fp32", "eps": "fp32",
 }  # fmt: skip
 OWN_TYPES = {
     "lora_core": {"out": "*fp32"},
@@ -57,12 +57,23 @@ HALF = {
     "value",
     "key_pool",
     "value_pool",
+    "delta",
+    "total",
+    "weight",
+    "rows",
+    "cos",
+    "sin",
+    "gate",
+    "up",
 }  # of the activations' type
 # Sizes that are multiples of 16 in every real model.
 ROUND = re.compile(
-    r"inner|width|outer\d?|x_stride|y\d?_stride|(query|head|page|place|kv_head|key|key_head|value|value_head)_stride|count"
+    r"inner|width|outer\d?|x_stride|y\d?_stride|count|size|"
+    r"(query|head|page|place|kv_head|key|key_head|value|value_head|delta|row|cos|sin|gate|up)_stride"
 )
-MODULES = {"paged_merge": "paged_attention"}  # where the file is not named for the kernel
+MODULES = {"paged_merge": "paged_attention"} | dict.fromkeys(
+    ("add_rms_norm", "rotate", "silu_mul"), "layer_parts"
+)  # where the file is not named for the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +110,7 @@ def variants(quick: bool = False) -> Iterator[Variant]:
     """
     yield from _of_adapters(quick)
     yield from _of_attention(quick)
+    yield from _of_layers()
 
 
 def _of_adapters(quick: bool) -> Iterator[Variant]:
@@ -142,22 +154,34 @@ def _of_attention(quick: bool) -> Iterator[Variant]:
     yield Variant("write_kv", "dim 128", "bfloat16", "none", sizes, launch.OPTIONS)
 
 
+def _of_layers() -> Iterator[Variant]:
+    """The sizes of Llama-3.1-8B."""
+    for name, row, constants, block in (
+        ("add_rms_norm", "size 4096", {"ADD": True, "BLOCK": 4096}, 4096),
+        ("rotate", "dim 128", {"NORM": True, "DIM": 128, "HALF": 64, "HEADS": launch.ROTATED // 64}, launch.ROTATED),
+        ("silu_mul", "any size", {"BLOCK": launch.WRITE_BLOCK}, launch.WRITE_BLOCK),
+    ):
+        yield Variant(name, row, "bfloat16", "none", constants, launch.row_options(block))
+
+
 def _with_types(
     kernel: str, width: Width, half: bool, constants: dict[str, Any], row: launch.Launch, quick: bool
 ) -> Iterator[Variant]:
     shrinks, fused = kernel == "lora_shrink", kernel.endswith("fused")
     types = ["bfloat16", "int8", "int4"] if half else ["float32"]
-    if not fused and (shrinks or not half or width is not Width.WIDE):  # what `launch` takes for several types
+    if not fused:  # the fused kernel is not taken for several types
         types.append("floats")  # those that adapters are uploaded in
         types += ["all"] if width is (Width.MEDIUM if shrinks or not half else Width.NARROW) else []
     if quick:
         types = ["int8" if fused else "floats"] if half and width is Width.MEDIUM else []
     for factors in types:
-        options = launch.expand_options(row, fused, True)
+        options = launch.expand_options(row, fused, FACTORS[factors], True)
+        own = {"FACTORS": FACTORS[factors]}
         if shrinks:
+            own["BLOCK_R"] = launch.shrink_ranks(row, FACTORS[factors])
             options = launch.shrink_options(row, FACTORS[factors])
         activations = "bfloat16" if half else "float32"
-        yield Variant(kernel, str(width), activations, factors, {**constants, "FACTORS": FACTORS[factors]}, options)
+        yield Variant(kernel, str(width), activations, factors, {**constants, **own}, options)
 
 
 def compile_variant(variant: Variant, target: str) -> Resources:
@@ -219,9 +243,9 @@ def table(rows: list[Resources]) -> str:
         "# What the Triton kernels take",
         "",
         f"Written by `python -m kernels.triton.aot --write` with triton {triton.__version__}. Compiled ahead of time,",
-        "never run on a GPU. Registers per thread (gfx942: vector registers), shared memory in bytes per block, spills",
-        "in bytes (gfx942: vector registers and bytes of scratch). Rows are those of `launch.py`; `factors` the types",
-        "that the kernel was compiled for; `x, y` of attention: queries and pools.",
+        "run on an H100 alone. Registers per thread (gfx942: vector registers), shared memory in bytes per block,",
+        "spills in bytes (gfx942: vector registers and bytes of scratch). Rows are those of `launch.py`; `factors` the",
+        "types that the kernel was compiled for; `x, y` of attention: queries and pools.",
         "",
         "| kernel | row | x, y | factors | target | registers | shared | spills |",
         "|---|---|---|---|---|---|---|---|",

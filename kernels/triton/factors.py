@@ -1,6 +1,7 @@
 """Parts that the kernels share: reading a record, and the two products with a block of a factor.
 
-A factor is read in the type it is stored in. Which product follows depends on types alone, never on the batch:
+A factor is read in the type it is stored in; where FACTORS names one type alone nothing is asked, for a branch keeps
+loads from being started early. Which product follows depends on types alone, never on the batch:
 - shrink: x and A of one half type, or int8 or 4-bit A (exact in either half type), on tensor cores; else in float32.
   The scale of a group of 4-bit numbers multiplies the group's own sum: a block of inputs lies within one group.
 - expand into a half type: h, a float32, is split into two bfloat16 parts, 16 bits of mantissa, so that rounding h costs
@@ -77,23 +78,23 @@ def shrink_part(
     stop = tl.minimum(start + length, inner)
     h = tl.zeros([ROWS, BLOCK_R], tl.float32)
     if FACTORS & 1:
-        if dtype == FLOAT32:
+        if FACTORS == 1 or dtype == FLOAT32:
             a = block(pool, offset, tl.float32)
             h = _shrink(h, x, x_row, live, inner, a, first_rank, rank, start, stop, BLOCK_R, BLOCK_K)
     if FACTORS & 2:
-        if dtype == BFLOAT16:
+        if FACTORS == 2 or dtype == BFLOAT16:
             a = block(pool, offset, tl.bfloat16)
             h = _shrink(h, x, x_row, live, inner, a, first_rank, rank, start, stop, BLOCK_R, BLOCK_K)
     if FACTORS & 4:
-        if dtype == FLOAT16:
+        if FACTORS == 4 or dtype == FLOAT16:
             a = block(pool, offset, tl.float16)
             h = _shrink(h, x, x_row, live, inner, a, first_rank, rank, start, stop, BLOCK_R, BLOCK_K)
     if FACTORS & 8:
-        if dtype == INT8:
+        if FACTORS == 8 or dtype == INT8:
             a = block(pool, offset, tl.int8)
             h = _shrink(h, x, x_row, live, inner, a, first_rank, rank, start, stop, BLOCK_R, BLOCK_K)
     if FACTORS & 16:
-        if dtype == INT4:
+        if FACTORS == 16 or dtype == INT4:
             a = block(pool, offset, tl.uint8)
             h = _shrink_int4(h, x, x_row, live, inner, a, first_rank, rank, start, stop, BLOCK_R, BLOCK_K)
     return h
@@ -189,19 +190,19 @@ def expand_block(
 ) -> tl.tensor:
     """`delta + h B^T` for BLOCK_R ranks and the outputs `n`; h: float32 [16, BLOCK_R]; HALF: y is a half type."""
     if FACTORS & 1:
-        if dtype == FLOAT32:
+        if FACTORS == 1 or dtype == FLOAT32:
             delta = _expand(delta, h, block(pool, offset, tl.float32), first_rank, rank, n, outer, HALF, BLOCK_R)
     if FACTORS & 2:
-        if dtype == BFLOAT16:
+        if FACTORS == 2 or dtype == BFLOAT16:
             delta = _expand(delta, h, block(pool, offset, tl.bfloat16), first_rank, rank, n, outer, HALF, BLOCK_R)
     if FACTORS & 4:
-        if dtype == FLOAT16:
+        if FACTORS == 4 or dtype == FLOAT16:
             delta = _expand(delta, h, block(pool, offset, tl.float16), first_rank, rank, n, outer, HALF, BLOCK_R)
     if FACTORS & 8:
-        if dtype == INT8:
+        if FACTORS == 8 or dtype == INT8:
             delta = _expand(delta, h, block(pool, offset, tl.int8), first_rank, rank, n, outer, HALF, BLOCK_R)
     if FACTORS & 16:
-        if dtype == INT4:
+        if FACTORS == 16 or dtype == INT4:
             b = block(pool, offset, tl.uint8)
             r = first_rank + tl.arange(0, BLOCK_R)
             numbers, place = int4_block(b, r, rank, n, outer)

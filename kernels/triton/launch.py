@@ -1,4 +1,7 @@
-"""The launch table: block sizes, parts, warps and stages by class of shape. Figures are computed, not tuned on a GPU.
+"""The launch table: block sizes, parts, warps and stages by class of shape.
+
+The medium and wide rows of half types were tuned on an H100 (2026-11-26, shapes of Llama-3.1-8B, ranks 8 to 64, 8 and
+128 rows of as many adapters), the others are computed.
 
 A row's bits must not depend on its batch, so what changes the order of a sum (parts, BLOCK_K, BLOCK_R) is a matter of
 the module's shape and types alone, and the same in the fused kernel. The number of rows chooses only between fused and
@@ -16,6 +19,7 @@ from kernels.segments import INT4
 
 DECODE_ENTRIES = 64  # up to here a step counts as decode: few chunks, so a launch costs more than reading A again
 FUSED_WEIGHTS = 2**22  # inputs times outputs, up to which reading A anew for each tile of outputs stays in the L2 cache
+BESIDE_ENTRIES = 256  # up to which a shrink goes beside the base product: above, that one has no processor to spare
 REGISTERS = 255  # per thread, on NVIDIA: the most there are
 
 # Without contraction of products and sums, fused and separate kernels cannot round at different places.
@@ -45,22 +49,25 @@ class Launch:
         return {**OPTIONS, "num_warps": self.warps, "num_stages": self.stages}
 
 
-# By (x is a half type, width of the inputs). Parts: about 1024 inputs each, so that a step of 8 rows with 8 adapters
-# has some 100 programs for q, k and v together. float32 products run on the ordinary units, out of registers: smaller
-# tiles.
+# By (x is a half type, width of the inputs). Parts of 512 to 1024 inputs, so that a step of 8 rows has enough programs
+# to keep the memory busy: for q, k and v 10 us became 5, for down (14,336 inputs) 17 became 7. float32 products run on
+# the ordinary units, out of registers: smaller tiles.
 SHRINK = {
     (True, Width.NARROW): Launch(block=64, block_r=32, parts=1, warps=4, stages=4),
-    (True, Width.MEDIUM): Launch(block=64, block_r=32, parts=4, warps=4, stages=4),
-    (True, Width.WIDE): Launch(block=64, block_r=32, parts=8, warps=4, stages=4),
+    (True, Width.MEDIUM): Launch(block=64, block_r=64, parts=8, warps=4, stages=4),
+    (True, Width.WIDE): Launch(block=64, block_r=64, parts=16, warps=4, stages=4),
     (False, Width.NARROW): Launch(block=32, block_r=32, parts=1, warps=8, stages=2),
     (False, Width.MEDIUM): Launch(block=32, block_r=32, parts=4, warps=8, stages=2),
     (False, Width.WIDE): Launch(block=32, block_r=32, parts=8, warps=8, stages=2),
 }
-# By (y is a half type, width of the outputs); block_r as in SHRINK, parts are those of the shrink.
+# By (y is a half type, width of the outputs); block_r as in SHRINK, parts are those of the shrink. Programs wait for
+# memory most of the time, so what counts is how many of them the registers hold: ranks by 16 instead of 32, and no
+# bound that lets a program have more, took gate and up from 16 to 14 us for 8 rows, from 192 to 159 for 128 (bytes: 5
+# and 72).
 EXPAND = {
     (True, Width.NARROW): Launch(block=64, block_r=32, parts=0, warps=4, stages=2),
-    (True, Width.MEDIUM): Launch(block=128, block_r=32, parts=0, warps=4, stages=2),
-    (True, Width.WIDE): Launch(block=256, block_r=32, parts=0, warps=4, stages=2),
+    (True, Width.MEDIUM): Launch(block=128, block_r=16, parts=0, warps=4, stages=3),
+    (True, Width.WIDE): Launch(block=128, block_r=16, parts=0, warps=4, stages=3),
     (False, Width.NARROW): Launch(block=64, block_r=32, parts=0, warps=8, stages=2),
     (False, Width.MEDIUM): Launch(block=64, block_r=32, parts=0, warps=8, stages=2),
     (False, Width.WIDE): Launch(block=64, block_r=32, parts=0, warps=8, stages=2),
@@ -73,13 +80,14 @@ REPLACE = {
 }
 
 
-def expand_options(row: Launch, fuse: bool, nvidia: bool) -> dict[str, Any]:
-    """Warps, stages and bound of registers. Left alone, ptxas spills a value or two to fit more blocks on a processor.
+def expand_options(row: Launch, fuse: bool, factors: int, nvidia: bool) -> dict[str, Any]:
+    """Warps, stages and, for some, a bound of registers: else ptxas spills a value or two to fit more blocks in.
 
     Fused, the values of both products are alive: 8 warps share them.
     """
     options = {**row.options, "num_warps": 8} if fuse else row.options
-    return {**options, "maxnreg": REGISTERS} if nvidia else options
+    bound = nvidia and (fuse or factors >> INT4 & 1)
+    return {**options, "maxnreg": REGISTERS} if bound else options
 
 
 def shrink_options(row: Launch, factors: int) -> dict[str, Any]:
@@ -88,6 +96,11 @@ def shrink_options(row: Launch, factors: int) -> dict[str, Any]:
         return row.options
     warps = 8 if factors >> INT4 & 1 else row.warps
     return {**row.options, "num_stages": min(row.stages, 3), "num_warps": warps}
+
+
+def shrink_ranks(row: Launch, factors: int) -> int:
+    """Ranks of a tile: with code for 4-bit factors among others 64 would spill."""
+    return min(row.block_r, 32) if several(factors) and factors >> INT4 & 1 else row.block_r
 
 
 def several(factors: int) -> bool:
@@ -104,13 +117,10 @@ def shrink_launch(x: torch.dtype, inner: int) -> Launch:
 
 
 def expand_launch(y: torch.dtype, outer: int, factors: int) -> Launch:
-    """`outer`: the widest of a group.
-
-    With code for several types of factors the widest tile would spill registers, with 4-bit ones among them the next.
-    """
+    """`outer`: the widest of a group. With code for 4-bit factors among others wider tiles would spill registers."""
     width = width_class(outer)
-    if several(factors) and y != torch.float32:
-        width = Width.NARROW if factors >> INT4 & 1 else min(width, Width.MEDIUM, key=list(Width).index)
+    if several(factors) and factors >> INT4 & 1 and y != torch.float32:
+        width = Width.NARROW
     return EXPAND[y != torch.float32, width]
 
 
@@ -122,7 +132,13 @@ def fused(entries: int, inner: int, outer: int, factors: int) -> bool:
 PARTITION = 512  # keys of one softmax; of a fixed length, so that a row's bits do not depend on who shares the step
 SPLIT_PROGRAMS = 256  # up to here the rows alone leave processors idle
 SPLIT_GRID = 2**15  # above, starting programs that find no keys costs more than it gains
-WRITE_BLOCK = 1024  # numbers of a row's keys that one program of `write_kv` stores
+WRITE_BLOCK = 1024  # numbers of a row that one program of `write_kv` or `silu_mul` stores
+ROTATED = 512  # numbers of the halves of heads that one program of `rotate` turns
+
+
+def row_options(block: int) -> dict[str, Any]:
+    """For programs that hold `block` numbers of a row: at most 32 of them to a thread."""
+    return {**OPTIONS, "num_warps": min(16, max(4, block // 1024)), "num_stages": 2}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`lora_core`: what stands between shrink and expand where an adapter's basis is shared."""
+"""`lora_core`: what stands between shrink and expand: the sum of the parts, and a core where a basis is shared."""
 
 import triton
 import triton.language as tl
@@ -42,7 +42,7 @@ def lora_core(
     i = tl.arange(0, WIDTH)
     total = tl.zeros([WIDTH], tl.float32)
     if core < 0:
-        for part in range(PARTS):
+        for part in tl.static_range(PARTS):  # unrolled, so that the loads do not wait for each other
             total += tl.load(h + part * part_stride + own + i, mask=i < held, other=0.0)
     else:
         d, c = block(pool, tl.load(record + D), tl.float32), block(pool, core, tl.float32)

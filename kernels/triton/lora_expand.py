@@ -6,6 +6,12 @@ import triton.language as tl
 from kernels.triton.factors import BIAS, DTYPE, RANK, ROWS, A, B, D, block, expand_block, pick, rank_scale, shrink_part
 
 
+@triton.jit
+def adds_nothing(record: tl.tensor) -> tl.tensor:
+    """Whether an adapter leaves this module alone: then y is neither read nor written."""
+    return (tl.load(record + RANK) <= 0) & (tl.load(record + BIAS) < 0)
+
+
 # fmt: off
 @triton.jit
 def lora_expand(
@@ -19,25 +25,26 @@ def lora_expand(
     # fmt: on
     """`y[t] += w * (B (d * h) + bias)`, a row's adapters in segment order, in float32, rounded once.
 
-    h: as `lora_shrink` left it, or with CORES `lora_core`; FUSED: h is not read, each program computes what it needs of
-    `A x` itself, with the same sums. Grid (chunks, tiles of BLOCK_N outputs, GROUP). A rank beyond `width`, which h
-    cannot hold, gives NaN.
+    h: float32 [GROUP, entries, width], summed up, and with CORES as `lora_core` left it; FUSED: h is not read, each
+    program computes what it needs of `A x` itself, with the same sums. Grid (chunks, tiles of BLOCK_N outputs, GROUP).
+    A rank beyond `width`, which h cannot hold, gives NaN.
     """
     chunk, tile, member = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    first, rows = tl.load(table + chunk * 3), tl.load(table + chunk * 3 + 1)
-    outer = pick(member, outer0, outer1, outer2, GROUP)
+    first, rows, layers = tl.load(table + chunk * 3), tl.load(table + chunk * 3 + 1), tl.load(table + chunk * 3 + 2)
+    outer, records = pick(member, outer0, outer1, outer2, GROUP), pick(member, records0, records1, records2, GROUP)
     if (rows == 0) | (tile * BLOCK_N >= outer):
+        return
+    if (layers == 1) & adds_nothing(records + tl.load(slots + first).to(tl.int64) * record_stride):
         return
     lane, live = tl.arange(0, ROWS), tl.arange(0, ROWS) < rows
     token = tl.load(tokens + first + lane, mask=live, other=0).to(tl.int64)
     n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    records = pick(member, records0, records1, records2, GROUP)
     stride = pick(member, y0_stride, y1_stride, y2_stride, GROUP)
     place = pick(member, y0, y1, y2, GROUP) + token[:, None] * stride + n[None, :]
     mask = live[:, None] & (n < outer)[None, :]
     y = tl.load(place, mask=mask, other=0.0)
     total = y.to(tl.float32)
-    for layer in range(tl.load(table + chunk * 3 + 2)):
+    for layer in range(layers):
         entry = first + layer * rows
         record = records + tl.load(slots + entry).to(tl.int64) * record_stride
         rank, dtype = tl.load(record + RANK).to(tl.int32), tl.load(record + DTYPE)
@@ -46,17 +53,16 @@ def lora_expand(
         delta = tl.zeros([ROWS, BLOCK_N], tl.float32)
         for first_rank in range(0, rank, BLOCK_R):
             r = first_rank + tl.arange(0, BLOCK_R)
-            product = tl.zeros([ROWS, BLOCK_R], tl.float32)
-            for part in range(PARTS):
-                if FUSED:
+            if FUSED:
+                product = tl.zeros([ROWS, BLOCK_R], tl.float32)
+                for part in range(PARTS):
                     product += shrink_part(
                         x, token * x_stride, live, inner, pool, a, dtype, first_rank, rank, part,
                         PARTS, FACTORS, BLOCK_R, BLOCK_K,
                     )  # fmt: skip
-                else:
-                    base = h + (part * GROUP + member).to(tl.int64) * entries * width
-                    at = base + (entry + lane).to(tl.int64)[:, None] * width + r[None, :]
-                    product += tl.load(at, mask=live[:, None] & (r < tl.minimum(rank, width))[None, :], other=0.0)
+            else:
+                at = h + (member.to(tl.int64) * entries + entry + lane)[:, None] * width + r[None, :]
+                product = tl.load(at, mask=live[:, None] & (r < tl.minimum(rank, width))[None, :], other=0.0)
             product *= rank_scale(record, d, r, rank, CORES)[None, :]
             delta = expand_block(
                 delta, product, pool, b, dtype, first_rank, rank, n, outer, y.dtype != tl.float32, FACTORS, BLOCK_R

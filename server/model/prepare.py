@@ -1,18 +1,25 @@
 """Makes a loaded model adapter-aware and paged, and runs it."""
 
+import logging
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from server.model.adapter_linear import AdapterEmbedding, AdapterLinear, AdapterNorm
 from server.model.attention import NAME, register
 from server.model.base import BaseModel
+from server.model.errors import ModelLoadError
 from server.model.float_linear import float_linear
+from server.model.fused_layer import fuse_layers, take_apart
 from server.model.memory import move_to_huge_pages
 from server.model.quantize import check_quantization, quantize
 from server.model.shared_input import share_inputs, watch_inputs
 from server.model.spec import adapter_kind
-from server.model.step_context import StepContext
+from server.model.step_context import AttentionCall, StepContext
 from server.model.verify import plain_logits, verify
+
+log = logging.getLogger(__name__)
 
 
 def prepare_model(base: BaseModel, quantization: str = "none", cached: torch.dtype | None = None) -> StepContext:
@@ -29,9 +36,10 @@ def prepare_model(base: BaseModel, quantization: str = "none", cached: torch.dty
     _wrap(base, context)
     _replace_attention(base, context)
     with watch_inputs(base) as seen:
-        verify(base, context, expected, forward)
-    if base.device.type == "cuda":  # on a CPU each product is one call anyway
+        attention = verify(base, context, expected, forward)
+    if base.device.type == "cuda":  # on a CPU each product is one call anyway, and the layers are compiled
         share_inputs(base, seen)
+        _fuse(base, context, expected, attention)
     if quantization == "int8":
         quantize(base)
         verify(base, context, expected, forward, rounded="--quantize int8", cached=cached)
@@ -59,6 +67,18 @@ def forward(
     )
     logits: torch.Tensor = output.logits[0]
     return logits.float()
+
+
+def _fuse(
+    base: BaseModel, context: StepContext, expected: torch.Tensor, attention: Mapping[int, AttentionCall]
+) -> None:
+    """`fuse_layers` where the model gives the same logits with it."""
+    fused = fuse_layers(base, context, attention)
+    try:
+        verify(base, context, expected, forward)
+    except ModelLoadError as error:
+        log.info("layers_not_fused", extra={"reason": str(error)})
+        take_apart(fused)
 
 
 def _wrap(base: BaseModel, context: StepContext) -> None:

@@ -22,6 +22,7 @@ def load_interpreted() -> None:
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     import kernels.triton.attention
+    import kernels.triton.layer
     import kernels.triton.lowrank  # noqa: F401
 
     _teach_bfloat16()

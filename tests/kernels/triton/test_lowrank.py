@@ -237,7 +237,7 @@ def test_a_module_that_the_adapter_leaves_alone_keeps_its_bits() -> None:
 
 
 def test_which_launch_a_step_takes() -> None:
-    """Code for several types of factors would spill registers in the fused kernel and in the widest tile."""
+    """Code for several types of factors would spill registers in the fused kernel, with 4 bits in wide tiles too."""
     one, floats, every = 0b0010, 0b0111, 0b11111
     assert launch.fused(launch.DECODE_ENTRIES, 1024, 1024, one)
     assert not launch.fused(launch.DECODE_ENTRIES + 1, 1024, 1024, one)
@@ -245,6 +245,6 @@ def test_which_launch_a_step_takes() -> None:
     assert not launch.fused(1, 1024, 1024, floats)
     assert (
         launch.expand_launch(torch.bfloat16, 49152, one).block
-        > launch.expand_launch(torch.bfloat16, 49152, floats).block
+        == launch.expand_launch(torch.bfloat16, 49152, floats).block
         > launch.expand_launch(torch.bfloat16, 49152, every).block
     )
