@@ -139,7 +139,10 @@ def lowrank_around(
 
         if gpu.beside(x, outer, chunks):
             begun = gpu.shrink_beside(x, pool, records_list, chunks)
-            ys = product()
+            try:
+                ys = product()
+            finally:  # also where that fails: what the side stream writes is freed after this
+                gpu.join(begun)
             for y, records in zip(ys, records_list, strict=True):
                 checks.product(y, x, pool, records, None)
             gpu.expand_after(begun, ys, pool, records_list, chunks)

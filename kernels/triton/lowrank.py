@@ -67,15 +67,20 @@ def beside(x: torch.Tensor, outer: int, chunks: Chunks) -> bool:
 
 
 def shrink_beside(x: torch.Tensor, pool: torch.Tensor, records: Sequence[torch.Tensor], chunks: Chunks) -> Beside:
-    """Begin `shrink` on the side stream. `expand_after` must follow on the stream of now."""
+    """Begin `shrink` on the side stream. `join` must follow on the stream of now, before anything is freed."""
     side, x, row = _side_stream(x.device), _rows(x), launch.shrink_launch(x.dtype, x.shape[1])
-    # Of this stream's memory, which nobody else gets before `expand_after`.
+    # Of this stream's memory, which nobody else gets before `join`.
     parts, h = (_room(count, x, records, chunks) for count in (row.parts, 1))
     side.wait_stream(torch.cuda.current_stream(x.device))
     with torch.cuda.stream(side):
         shrink(x, pool, records, chunks, LOW_RANK, parts)
         h = _summed(parts, pool, records, chunks, h)
     return Beside(h, x, parts, side)
+
+
+def join(begun: Beside) -> None:
+    """Have the stream of now wait for the side stream; the host goes on."""
+    torch.cuda.current_stream(begun.x.device).wait_stream(begun.side)
 
 
 def expand_after(
@@ -85,8 +90,7 @@ def expand_after(
     records: Sequence[torch.Tensor],
     chunks: Chunks,
 ) -> None:
-    """The rest of `lowrank_group`, once the side stream is done."""
-    torch.cuda.current_stream(begun.x.device).wait_stream(begun.side)
+    """The rest of `lowrank_group`, after `join`."""
     _expand(ys, begun.h, begun.x, pool, records, chunks)
 
 
