@@ -81,9 +81,9 @@ class Limits:
 
     They grow when an adapter of a new kind comes.
 
-    width: highest rank (on a GPU a higher one makes its rows NaN); factors: a bit per factor type that occurs, which
-    spares kernels the code for the others (an adapter of another type would add nothing); cores: whether records may
-    have a CORE, which costs a GPU a launch for each module (without it a core would not be applied).
+    width: highest rank (on a GPU a higher one makes its rows NaN); factors: a bit per type that factors and routers
+    have, which spares kernels the code for the others (bytes of another type would be read as one of these); cores:
+    whether records may have a CORE, which a GPU has no fused kernel for (without it a core would not be applied).
     """
 
     width: int = 256

@@ -68,13 +68,18 @@ def beside(x: torch.Tensor, outer: int, chunks: Chunks) -> bool:
 
 def shrink_beside(x: torch.Tensor, pool: torch.Tensor, records: Sequence[torch.Tensor], chunks: Chunks) -> Beside:
     """Begin `shrink` on the side stream. `join` must follow on the stream of now, before anything is freed."""
-    side, x, row = _side_stream(x.device), _rows(x), launch.shrink_launch(x.dtype, x.shape[1])
+    main, side, x = torch.cuda.current_stream(x.device), _side_stream(x.device), _rows(x)
+    count = launch.shrink_launch(x.dtype, x.shape[1]).parts
     # Of this stream's memory, which nobody else gets before `join`.
-    parts, h = (_room(count, x, records, chunks) for count in (row.parts, 1))
-    side.wait_stream(torch.cuda.current_stream(x.device))
-    with torch.cuda.stream(side):
-        shrink(x, pool, records, chunks, LOW_RANK, parts)
-        h = _summed(parts, pool, records, chunks, h)
+    parts, room = (_room(number, x, records, chunks) for number in (count, 1))
+    side.wait_stream(main)
+    try:
+        with torch.cuda.stream(side):
+            shrink(x, pool, records, chunks, LOW_RANK, parts)
+            h = _summed(parts, pool, records, chunks, room)
+    except BaseException:
+        main.wait_stream(side)
+        raise
     return Beside(h, x, parts, side)
 
 

@@ -22,6 +22,10 @@ from server.model.decoder_layers import decoder_layers
 from server.model.joined_linears import JoinedLinears, adapted_linears
 from server.model.step_context import AttentionCall, StepContext
 
+KNOWN = {
+    f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}DecoderLayer"
+    for name in ("Llama", "Mistral", "Qwen2", "Qwen3")
+}
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = frozenset({"q_norm", "k_norm"})
@@ -46,6 +50,9 @@ class FusedLayer:
     """
 
     def __init__(self, layer: nn.Module, context: StepContext, call: AttentionCall) -> None:
+        kind = type(layer)
+        if f"{kind.__module__}.{kind.__qualname__}" not in KNOWN:
+            raise ValueError(f"{kind.__qualname__} is not known")
         layer_parts = _parts(layer, _LAYER)
         mlp, own = _parts(layer_parts["mlp"], _MLP), _parts(layer_parts["self_attn"], _ATTENTION, _HEAD_NORMS)
         groups = (
@@ -60,7 +67,7 @@ class FusedLayer:
         self._mlp_norm = _norm(layer_parts["post_attention_layernorm"])
         self._head_norms = [_norm(own[name]) for name in sorted(_HEAD_NORMS, reverse=True) if name in own]
         self._attention, self._call = layer_parts["self_attn"], call
-        self._context, self._eager = context, layer.forward
+        self._context, self.own = context, layer.forward
         self._dim = int(self._attention.head_dim)  # type: ignore[arg-type]
         linears = [JoinedLinears(group, context) for group in groups]  # last, for it moves the weights
         self._qkv, self._o, self._gate_up, self._down = linears
@@ -71,7 +78,7 @@ class FusedLayer:
         """As the layer's own: [1, T, hidden] to the same."""
         positions = kwargs.get("position_embeddings")
         if args or positions is None or (self._context.special and not self._indices.isdisjoint(self._context.special)):
-            return self._eager(hidden_states, *args, **kwargs)
+            return self.own(hidden_states, *args, **kwargs)
         cos, sin = (part[0] for part in positions)
         x = hidden_states[0]
         _, normed = dispatch_layer.add_rms_norm(x, None, self._norm.weight, self._norm.eps)
@@ -115,7 +122,8 @@ def fuse_layers(base: BaseModel, context: StepContext, attention: Mapping[int, A
 def take_apart(layers: list[nn.Module]) -> None:
     """Undo `fuse_layers`; the weights stay joined, which changes nothing."""
     for layer in layers:
-        del layer.forward
+        assert isinstance(layer.forward, FusedLayer)
+        layer.forward = layer.forward.own
 
 
 def _parts(module: nn.Module, needed: set[str], optional: frozenset[str] = frozenset()) -> dict[str, nn.Module]:

@@ -15,7 +15,8 @@ from server.model.step_context import StepContext
 class JoinedLinears:
     """Up to 3 linears that read one x, whose weights are laid end to end: one product, then the adapters of all.
 
-    The modules' own parameters become views of the joined ones, so whoever changes them in place changes both.
+    The modules' own parameters become views of the joined ones, so whoever changes them in place changes both. A deep
+    copy of the model would part them; only models on a CPU are copied, whose linears are not joined.
     """
 
     def __init__(self, members: Sequence[AdapterLinear], context: StepContext) -> None:

@@ -79,6 +79,8 @@ def _fuse(
     except ModelLoadError as error:
         log.info("layers_not_fused", extra={"reason": str(error)})
         take_apart(fused)
+    if base.device.type == "cuda":
+        torch.cuda.empty_cache()  # where the weights were before they were joined: too small for what comes
 
 
 def _wrap(base: BaseModel, context: StepContext) -> None:

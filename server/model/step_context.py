@@ -117,6 +117,8 @@ class AdapterTable:
             self._note(slot, module_index, record)
         for module_index, gate in gates.items():
             self._add(slot, module_index, Special(gated=gate[GateField.ROWS] > 0))
+            if gate[GateField.ROWS] > 0:
+                self._factors |= 1 << gate[GateField.DTYPE]  # of the router, which may be another than the factors'
         for module_index, form in forms.items():
             self._add(slot, module_index, _special(form))
         self._copy(self.records, slot, records, _EMPTY)

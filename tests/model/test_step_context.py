@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.segments import FORM_FIELDS, GATE_FIELDS, RECORD_FIELDS, Field, FormField, GateField, Segments
+from kernels.segments import FORM_FIELDS, GATE_FIELDS, RECORD_FIELDS, Field, FormField, GateField, Limits, Segments
 from server.model.step_context import AdapterTable, AttentionMetadata, Special, StepContext
 from server.model.virtual_tokens import ContextPlace, VirtualRows
 
@@ -125,6 +125,20 @@ def test_what_a_module_needs_is_that_of_all_adapters_of_the_step() -> None:
     assert not table.forms[:, 0].any()
     assert table.forms[2, 1].tolist() == form(DENSE_ROWS=4)
     assert addresses == [tensor.data_ptr() for tensor in (table.records, table.gates, table.forms)]
+
+
+def test_kinds_are_those_of_factors_and_routers_that_were_ever_here() -> None:
+    """A router keeps the type of its file, whatever the factors have: without its bit a kernel would misread it."""
+    table, gate = AdapterTable(NAMES, 3), list(GATE)
+    assert table.kinds(8) == Limits(8, 0, False)
+    gate[GateField.DTYPE] = 2
+    table.write(0, {1: record(RANK=2, DTYPE=1)}, {1: gate})
+    assert table.kinds(8) == Limits(8, 0b110, False)
+    table.write(1, {}, {1: [0] * GATE_FIELDS})
+    table.clear(0)
+    table.set(2, 0, record(RANK=2, DTYPE=3, CORE=64))
+    assert table.kinds(8) == Limits(8, 0b1110, True)
+    assert table.known == {0, 1}
 
 
 def test_only_a_step_with_special_modules_inside_the_layers_leaves_the_compiled_code() -> None:
