@@ -12,7 +12,7 @@ from tests.contract.sources import PACKAGES, ROOT, Source, imports, imports_of, 
 
 WEB = ("fastapi", "starlette", "uvicorn")
 TENSORS = ("torch", "transformers")
-DOOR = ("kernels.dispatch", "kernels.dispatch_forms")
+DOOR = ("kernels.dispatch", "kernels.dispatch_forms", "kernels.dispatch_layer")
 TORCH_FREE = (
     "server.engine.request",
     "server.engine.status",
