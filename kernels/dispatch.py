@@ -22,7 +22,7 @@ _gpu_found: bool | None = None  # whether there is triton
 def load(device: str | torch.device = "cpu") -> str:
     """Prepare the kernels of this device now, not at the first call; returns the name of what will run.
 
-    Building takes about 30 s, once per machine. Call this before `torch.compile` traces a call.
+    Building takes about a minute, once per machine. Call this before `torch.compile` traces a call.
     """
     if torch.device(device).type == "cuda":
         return "triton" if _has_triton() else "reference"
@@ -137,16 +137,14 @@ def lowrank_around(
     if chunks is not None and _on_gpu(x, x):
         from kernels.triton import lowrank as gpu
 
-        if gpu.beside(x, outer, chunks):
-            begun = gpu.shrink_beside(x, pool, records_list, chunks)
-            try:
-                ys = product()
-            finally:  # also where that fails: what the side stream writes is freed after this
-                gpu.join(begun)
+        def checked() -> Sequence[torch.Tensor]:
+            ys = product()
             for y, records in zip(ys, records_list, strict=True):
                 checks.product(y, x, pool, records, None)
-            gpu.expand_after(begun, ys, pool, records_list, chunks)
             return ys
+
+        if gpu.beside(x, outer, chunks):
+            return gpu.lowrank_around(checked, x, pool, records_list, chunks)
     ys = product()
     lowrank_group(ys, x, pool, records_list, segments)
     return ys

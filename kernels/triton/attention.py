@@ -16,7 +16,7 @@ def write_kv(
     """`reference.write_kv`."""
     if not len(key):
         return
-    key, value = _plain(key), _plain(value)
+    key, value = launch.unit_stride(key), launch.unit_stride(value)
     count = key.shape[1] * key.shape[2]
     write_kv_kernel[(len(key), triton.cdiv(count, launch.WRITE_BLOCK))](
         key,
@@ -55,7 +55,7 @@ def attention(
     out = torch.zeros_like(query, memory_format=torch.contiguous_format)
     if not len(query) or not len(kv_length):
         return out
-    query, (page, kv_heads, dim) = _plain(query), key_pool.shape[1:]
+    query, (page, kv_heads, dim) = launch.unit_stride(query), key_pool.shape[1:]
     tokens, heads = query.shape[:2]
     row = launch.attention_launch(heads // kv_heads, dim, query.dtype, key_pool.dtype)
     tiles = tokens // (row.block_m // (heads // kv_heads)) + len(kv_length)
@@ -80,8 +80,3 @@ def attention(
             out, state, sums, query_start, kv_length, *requests, tokens, window, **sizes, **options
         )
     return out
-
-
-def _plain(rows: torch.Tensor) -> torch.Tensor:
-    """Itself if its last axis has unit stride, else a copy."""
-    return rows if rows.stride(2) == 1 else rows.contiguous()

@@ -94,18 +94,23 @@ def shrink_options(row: Launch, factors: int) -> dict[str, Any]:
     """With code for several types a fourth stage makes ptxas spill, with 4-bit ones among them 4 warps do too."""
     if not several(factors):
         return row.options
-    warps = 8 if factors >> INT4 & 1 else row.warps
+    warps = 8 if int4_among(factors) else row.warps
     return {**row.options, "num_stages": min(row.stages, 3), "num_warps": warps}
 
 
 def shrink_ranks(row: Launch, factors: int) -> int:
     """Ranks of a tile: with code for 4-bit factors among others 64 would spill."""
-    return min(row.block_r, 32) if several(factors) and factors >> INT4 & 1 else row.block_r
+    return min(row.block_r, 32) if int4_among(factors) else row.block_r
 
 
 def several(factors: int) -> bool:
     """Whether `Limits.factors` names more than one type."""
     return bool(factors & (factors - 1))
+
+
+def int4_among(factors: int) -> bool:
+    """Whether 4-bit factors are one of several types."""
+    return several(factors) and bool(factors >> INT4 & 1)
 
 
 def width_class(size: int) -> Width:
@@ -119,7 +124,7 @@ def shrink_launch(x: torch.dtype, inner: int) -> Launch:
 def expand_launch(y: torch.dtype, outer: int, factors: int) -> Launch:
     """`outer`: the widest of a group. With code for 4-bit factors among others wider tiles would spill registers."""
     width = width_class(outer)
-    if several(factors) and factors >> INT4 & 1 and y != torch.float32:
+    if int4_among(factors) and y != torch.float32:
         width = Width.NARROW
     return EXPAND[y != torch.float32, width]
 
@@ -172,3 +177,8 @@ def attention_launch(group: int, dim: int, query: torch.dtype, pool: torch.dtype
 def split(programs: int, partitions: int) -> bool:
     """Whether every partition gets a program of its own; `programs`: tiles of rows times KV heads."""
     return partitions > 1 and programs <= SPLIT_PROGRAMS and programs * partitions <= SPLIT_GRID
+
+
+def unit_stride(tensor: torch.Tensor) -> torch.Tensor:
+    """Itself if its last axis has unit stride, as the kernels want it, else a copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

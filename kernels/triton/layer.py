@@ -10,9 +10,9 @@ def add_rms_norm(
     x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`reference_layer.add_rms_norm`."""
-    x = _rows(x)
+    x = launch.unit_stride(x)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    added = x if delta is None else _rows(delta)
+    added = x if delta is None else launch.unit_stride(delta)
     total = x if delta is None else torch.empty_like(out)
     layer_parts.add_rms_norm[(len(x),)](
         out, total, x, added, weight, x.stride(0), added.stride(0), x.shape[1], eps,
@@ -26,7 +26,7 @@ def rotate(
 ) -> torch.Tensor:
     """`reference_layer.rotate`."""
     tokens, heads, dim = rows.shape
-    cos, sin, half = _rows(cos), _rows(sin), triton.next_power_of_2(dim // 2)
+    cos, sin, half = launch.unit_stride(cos), launch.unit_stride(sin), triton.next_power_of_2(dim // 2)
     piece = max(1, min(triton.next_power_of_2(heads), launch.ROTATED // half))
     layer_parts.rotate[(tokens, triton.cdiv(heads, piece))](
         rows, cos, sin, cos if weight is None else weight, *rows.stride()[:2], cos.stride(0), sin.stride(0), heads, eps,
@@ -44,8 +44,3 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         BLOCK=launch.WRITE_BLOCK, **launch.row_options(launch.WRITE_BLOCK),
     )  # fmt: skip
     return out
-
-
-def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Itself if its rows have unit stride, else a copy."""
-    return tensor if tensor.stride(1) == 1 else tensor.contiguous()

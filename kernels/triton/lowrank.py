@@ -3,8 +3,7 @@
 Buffers come from torch's allocator, so within a captured CUDA graph they belong to it, at fixed addresses.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -40,22 +39,12 @@ def lowrank_group(
     """
     if fuse is None:
         fuse = _fused(x, max(y.shape[1] for y in ys), chunks)
-    x = _rows(x)
+    x = launch.unit_stride(x)
     if fuse:
         _expand(ys, x, x, pool, records, chunks, fuse=True)
     else:
         h = _summed(shrink(x, pool, records, chunks, LOW_RANK), pool, records, chunks)
         _expand(ys, h, x, pool, records, chunks)
-
-
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """`h`, `A x` of float32 [1, group, entries, width], while a device's side stream computes it of `x` in `parts`."""
-
-    h: torch.Tensor
-    x: torch.Tensor
-    parts: torch.Tensor
-    side: torch.cuda.Stream
 
 
 def beside(x: torch.Tensor, outer: int, chunks: Chunks) -> bool:
@@ -66,37 +55,28 @@ def beside(x: torch.Tensor, outer: int, chunks: Chunks) -> bool:
     return len(chunks.slot) <= launch.BESIDE_ENTRIES and not _fused(x, outer, chunks)
 
 
-def shrink_beside(x: torch.Tensor, pool: torch.Tensor, records: Sequence[torch.Tensor], chunks: Chunks) -> Beside:
-    """Begin `shrink` on the side stream. `join` must follow on the stream of now, before anything is freed."""
-    main, side, x = torch.cuda.current_stream(x.device), _side_stream(x.device), _rows(x)
+def lowrank_around(
+    product: Callable[[], Sequence[torch.Tensor]],
+    x: torch.Tensor,
+    pool: torch.Tensor,
+    records: Sequence[torch.Tensor],
+    chunks: Chunks,
+) -> Sequence[torch.Tensor]:
+    """`lowrank_group` on the outputs of `product`, with `A x` on a side stream meanwhile, where `beside` says so."""
+    main, side, x = torch.cuda.current_stream(x.device), _side_stream(x.device), launch.unit_stride(x)
     count = launch.shrink_launch(x.dtype, x.shape[1]).parts
-    # Of this stream's memory, which nobody else gets before `join`.
+    # Of the main stream's memory, which nobody else gets before that stream has waited.
     parts, room = (_room(number, x, records, chunks) for number in (count, 1))
     side.wait_stream(main)
     try:
         with torch.cuda.stream(side):
             shrink(x, pool, records, chunks, LOW_RANK, parts)
             h = _summed(parts, pool, records, chunks, room)
-    except BaseException:
+        ys = product()
+    finally:  # also where something failed: what the side stream writes is freed after this
         main.wait_stream(side)
-        raise
-    return Beside(h, x, parts, side)
-
-
-def join(begun: Beside) -> None:
-    """Have the stream of now wait for the side stream; the host goes on."""
-    torch.cuda.current_stream(begun.x.device).wait_stream(begun.side)
-
-
-def expand_after(
-    begun: Beside,
-    ys: Sequence[torch.Tensor],
-    pool: torch.Tensor,
-    records: Sequence[torch.Tensor],
-    chunks: Chunks,
-) -> None:
-    """The rest of `lowrank_group`, after `join`."""
-    _expand(ys, begun.h, begun.x, pool, records, chunks)
+    _expand(ys, h, x, pool, records, chunks)
+    return ys
 
 
 def gated_lowrank(
@@ -108,7 +88,7 @@ def gated_lowrank(
     chunks: Chunks,
 ) -> None:
     """`reference.gated_lowrank`."""
-    limits, x = chunks.limits, _rows(x)
+    limits, x = chunks.limits, launch.unit_stride(x)
     h = shrink(x, pool, [records], chunks, LOW_RANK)
     columns = (int(GateField.ROUTER), int(GateField.ROWS), int(GateField.DTYPE))
     scores = shrink(x, pool, [gates], chunks, columns)
@@ -154,7 +134,7 @@ def lowrank_embedding(
 
 def replace_weight(y: torch.Tensor, x: torch.Tensor, pool: torch.Tensor, records: torch.Tensor, chunks: Chunks) -> None:
     """`reference.replace_weight`; a weight of int8 gives NaN."""
-    x, target, row = _rows(x), _rows(y), launch.REPLACE[x.dtype != torch.float32]
+    x, target, row = launch.unit_stride(x), launch.unit_stride(y), launch.REPLACE[x.dtype != torch.float32]
     replace_weight_kernel[(len(chunks.table), triton.cdiv(y.shape[1], row.block_r))](
         target,
         target.stride(0),
@@ -273,7 +253,7 @@ def _expand(
     fuse: bool = False,
 ) -> None:
     """h: of `_summed`."""
-    targets = [_rows(y) for y in ys]
+    targets = [launch.unit_stride(y) for y in ys]
     outer = max(y.shape[1] for y in ys)
     row = launch.expand_launch(ys[0].dtype, outer, chunks.limits.factors)
     lora_expand[(len(chunks.table), triton.cdiv(outer, row.block), len(ys))](
@@ -306,11 +286,6 @@ def _expand(
     for y, target in zip(ys, targets, strict=True):
         if target is not y:
             y.copy_(target)
-
-
-def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Itself if its rows have unit stride, else a copy."""
-    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
 
 
 def _three(items: Sequence[Any]) -> tuple[Any, Any, Any]:

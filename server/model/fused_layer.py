@@ -108,14 +108,16 @@ def fuse_layers(base: BaseModel, context: StepContext, attention: Mapping[int, A
 
     attention: of each layer, as `verify` saw it.
     """
-    fused = []
+    fused, reasons = [], set[str]()
     for index, layer in enumerate(decoder_layers(base)):
         try:
             layer.forward = FusedLayer(layer, context, attention[index])
         except ValueError as error:
-            log.info("layer_not_fused", extra={"layer": index, "reason": str(error)})
+            reasons.add(str(error))
         else:
             fused.append(layer)
+    if reasons:
+        log.info("layers_not_fused", extra={"fused": len(fused), "reason": "; ".join(sorted(reasons))})
     return fused
 
 
@@ -128,11 +130,7 @@ def take_apart(layers: list[nn.Module]) -> None:
 
 def _parts(module: nn.Module, needed: set[str], optional: frozenset[str] = frozenset()) -> dict[str, nn.Module]:
     found = dict(module.named_children())
-    if (
-        not needed <= set(found)
-        or not set(found) <= needed | optional
-        or 0 < len(optional & set(found)) < len(optional)
-    ):
+    if set(found) not in (needed, needed | optional):
         raise ValueError(f"{type(module).__name__} has other parts")
     return found
 

@@ -74,13 +74,14 @@ def _fuse(
 ) -> None:
     """`fuse_layers` where the model gives the same logits with it."""
     fused = fuse_layers(base, context, attention)
+    if not fused:
+        return
     try:
         verify(base, context, expected, forward)
     except ModelLoadError as error:
         log.info("layers_not_fused", extra={"reason": str(error)})
         take_apart(fused)
-    if base.device.type == "cuda":
-        torch.cuda.empty_cache()  # where the weights were before they were joined: too small for what comes
+    torch.cuda.empty_cache()  # where the weights were before they were joined: too small for what comes
 
 
 def _wrap(base: BaseModel, context: StepContext) -> None:

@@ -8,17 +8,13 @@ import pytest
 import torch
 
 from adapters_store.forms import AdapterWeights, Form, LowRank
-from server.engine.answer import Answer
 from server.engine.build import build_core
 from server.engine.core import EngineCore
-from server.engine.limits import BLOCK_SIZE, EngineLimits
-from server.engine.request import GenerationRequest, SamplingParams
-from server.engine.sequence import Sequence
+from server.engine.limits import EngineLimits
 from server.engine.tokenizer import Tokenizer
 from server.model.decoder_layers import decoder_layers
 from server.model.fused_layer import FusedLayer
 from server.model.loader import describe
-from tests.engine.support import weighted
 from tests.engine.test_model_runner import Bench, logprobs, prompt
 from tests.support.models import tiny_model, tiny_tokenizer
 
@@ -27,7 +23,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 # Three or four of the twelve adapters fit, and four or five of the requests.
 LIMITS = EngineLimits(kv_cache_memory=1 << 18, adapter_memory=1 << 18, max_batch_tokens=24, max_running=8)
 RANKS = {f"a{index}": rank for index, rank in enumerate((1, 2, 3, 5, 8, 13, 16, 17, 24, 31, 32, 40))}
-GREEDY = SamplingParams(temperature=0, ignore_eos=True, logprobs=1)
 TOLERANCE = 2e-3  # of log probabilities, float32
 FUSED = {"llama": True, "qwen3": True, "gemma2": False}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -78,13 +73,6 @@ def engine(architecture: str) -> tuple[Bench, EngineCore]:
     return Bench(core, Tokenizer(base.tokenizer), arrived), core
 
 
-def add(bench: Bench, name: str, tokens: list[int], mix: tuple[tuple[str, float], ...], most: int) -> None:
-    sequence = Sequence(GenerationRequest(name, tuple(tokens), GREEDY, weighted(mix)), tokens, most, "base", BLOCK_SIZE)
-    answer = Answer(sequence, bench.tokenizer.stream(tokens), seed=0, eos_ids=(), grammar=None)
-    bench.outputs[name] = []
-    assert bench.core.add(answer) == []
-
-
 def errors(bench: Bench, name: str, tokens: list[int], model: torch.nn.Module) -> float:
     """Largest difference of what was said of the chosen tokens, and of them to the likeliest, by `model`."""
     said = bench.tokens(name)
@@ -101,7 +89,9 @@ def test_many_requests_and_adapters_that_take_turns_answer_as_transformers_does(
     try:
         for round_ in range(2):  # the second one's graphs are there, and most of its adapters are not
             for index, mix in enumerate(wanted):
-                add(bench, f"{round_}-{index}", prompt(3 + 5 * (index % 9), index), mix, 6 + index % 12)
+                bench.add(
+                    f"{round_}-{index}", prompt(3 + 5 * (index % 9), index), adapters=mix, max_tokens=6 + index % 12
+                )
             bench.run()
             for index, mix in enumerate(wanted):
                 tokens = prompt(3 + 5 * (index % 9), index)
@@ -121,10 +111,10 @@ def test_a_request_alone_says_what_it_says_in_a_full_batch() -> None:
     wanted = mixes(16)
     try:
         for index, mix in enumerate(wanted):
-            add(bench, f"together{index}", prompt(12, index), mix, 16)
+            bench.add(f"together{index}", prompt(12, index), adapters=mix, max_tokens=16)
         bench.run()
         for index, mix in enumerate(wanted):
-            add(bench, f"alone{index}", prompt(12, index), mix, 16)
+            bench.add(f"alone{index}", prompt(12, index), adapters=mix, max_tokens=16)
             bench.run()
             assert bench.tokens(f"alone{index}") == bench.tokens(f"together{index}")
     finally:

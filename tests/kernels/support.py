@@ -1,13 +1,15 @@
 """Random adapters packed into a pool as the engine packs them: shared by the kernel tests and the benches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from kernels import reference
 from kernels.segments import ALIGNMENT, FACTOR_DTYPES, INT4_GROUP, RECORD_FIELDS, Field, Segments
+
+Result = TypeVar("Result")
 
 FACTORS: tuple[torch.dtype | str, ...] = (*FACTOR_DTYPES, "int4")  # all that a low-rank part may be stored in
 
@@ -138,6 +140,15 @@ def row_alone(groups: Sequence[Group], row: int) -> Segments:
     """A step of this row by itself, under all that it takes in the step of these groups, in their order."""
     found = [(group.slot, weight) for group in groups for other, weight in group.weighted() if other == row]
     return segments_of(*(Group(slot, [0], [weight]) for slot, weight in found))
+
+
+def by_threads(call: Callable[[], Result]) -> list[Result]:
+    """What a call gives with 1, 2 and 3 threads; the fixture `threads` puts their number back."""
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(call())
+    return results
 
 
 def swapped(segments: Segments, first: int = 0, second: int = 1) -> Segments:

@@ -8,7 +8,7 @@ import torch
 from kernels import dispatch_forms, reference_forms
 from kernels.segments import FormField, Segments
 from tests.kernels.form_support import Forms, dense, output_scale, pack, sparse, transform
-from tests.kernels.support import Group, close, row_alone, segments_of, swapped
+from tests.kernels.support import Group, by_threads, close, row_alone, segments_of, swapped
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -148,10 +148,8 @@ def test_bits_of_a_row_do_not_depend_on_batch_mates(op: str, factor: torch.dtype
 @pytest.mark.parametrize("op", OPS)
 def test_bits_do_not_depend_on_the_number_of_threads(op: str, threads: None) -> None:
     pool, forms = pack(adapters(op, 1152, 1536))
-    given, results = rows(op, 1152, 1536, torch.float32), []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        results.append(native(op, given, pool, forms, segments_of(*GROUPS)))
+    given = rows(op, 1152, 1536, torch.float32)
+    results = by_threads(lambda: native(op, given, pool, forms, segments_of(*GROUPS)))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

@@ -6,7 +6,7 @@ import torch
 from kernels import dispatch, reference
 from kernels.segments import FACTOR_DTYPES, GateField, Segments
 from tests.kernels.gated import Gated, Spec, gated
-from tests.kernels.support import FACTORS, Group, close, row_alone, segments_of, swapped
+from tests.kernels.support import FACTORS, Group, by_threads, close, row_alone, segments_of, swapped
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -149,12 +149,13 @@ def test_bits_and_counts_do_not_depend_on_the_number_of_threads(shared: bool, th
     world = gated(576, 1536, SPECS, torch.bfloat16)
     groups = [Group(0, range(40)), Group(1, [40, 41]), Group(2, range(42, 90)), Group(0, [90, 0] if shared else [90])]
     x, y, segments = torch.randn(ROWS, 576), torch.randn(ROWS, 1536), segments_of(*groups)
-    results, counts = [], []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
+
+    def counted() -> tuple[torch.Tensor, list[int]]:
         before = world.counts(0)
-        results.append(run(world, x, y, segments))
-        counts.append([now - then for now, then in zip(world.counts(0), before, strict=True)])
+        result = run(world, x, y, segments)
+        return result, [now - then for now, then in zip(world.counts(0), before, strict=True)]
+
+    results, counts = zip(*by_threads(counted), strict=True)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
     assert counts[0] == counts[1] == counts[2]

@@ -5,7 +5,17 @@ import torch
 
 from kernels import dispatch, reference
 from kernels.segments import Segments
-from tests.kernels.support import FACTORS, Group, close, lowrank_adapter, pack, row_alone, segments_of, swapped
+from tests.kernels.support import (
+    FACTORS,
+    Group,
+    by_threads,
+    close,
+    lowrank_adapter,
+    pack,
+    row_alone,
+    segments_of,
+    swapped,
+)
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -137,10 +147,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(shared: bool, threads: None
     pool, records = pack(adapters)
     groups = [Group(0, [0, 7, 8]), Group(1, [1, 2]), Group(2, range(3, 7)), Group(3, [9, 0] if shared else [9])]
     x, y, segments = torch.randn(10, 576), torch.randn(10, 1536), segments_of(*groups)
-    results = []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        results.append(dispatch.lowrank(y.clone(), x, pool, records, segments))
+    results = by_threads(lambda: dispatch.lowrank(y.clone(), x, pool, records, segments))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

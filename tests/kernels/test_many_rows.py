@@ -10,7 +10,17 @@ from kernels import dispatch, dispatch_forms, reference
 from kernels.segments import Segments
 from tests.kernels import form_support
 from tests.kernels.gated import Spec, gated
-from tests.kernels.support import FACTORS, Group, close, lowrank_adapter, pack, row_alone, segments_of, swapped
+from tests.kernels.support import (
+    FACTORS,
+    Group,
+    by_threads,
+    close,
+    lowrank_adapter,
+    pack,
+    row_alone,
+    segments_of,
+    swapped,
+)
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -83,9 +93,6 @@ def test_bits_of_a_dense_delta_are_those_of_the_row_alone(factor: torch.dtype, o
 def test_bits_do_not_depend_on_the_number_of_threads(threads: None) -> None:
     pool, records = pack([lowrank_adapter(r, 576, 1536, torch.bfloat16, core=r == 64) for r in RANKS])
     x, y, segments = torch.randn(ROWS, 576), torch.randn(ROWS, 1536), segments_of(*GROUPS)
-    results = []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        results.append(dispatch.lowrank(y.clone(), x, pool, records, segments))
+    results = by_threads(lambda: dispatch.lowrank(y.clone(), x, pool, records, segments))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
