@@ -22,6 +22,7 @@ from server.engine.limits import EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, WeightedAdapter
 from server.model.base import BaseModel
 from server.model.loader import describe
+from tests.bench.adapters import TARGETS
 from tests.bench.roofline import LLAMA, mixed, with_adapters
 from tests.bench.steps import Steps
 from tests.bench.workload import NEW_TOKENS, RANKS
@@ -184,9 +185,8 @@ def peft_speed(model: torch.nn.Module, rows: int, adapters: int) -> float:
     """Output tokens per second of PEFT's mixed batch over the same work; the model is left with adapters in it."""
     import peft
 
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     configs = [
-        peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=False)
+        peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS), init_lora_weights=False)
         for rank in mixed(adapters)
     ]
     adapted = peft.PeftModel(model, configs[0], adapter_name="a0", autocast_adapter_dtype=False)
